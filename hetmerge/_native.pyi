@@ -1,0 +1,16 @@
+from typing import TypeVar
+
+import numpy as np
+from numpy.typing import NDArray
+
+_Real = TypeVar("_Real", np.float32, np.float64)
+
+def zip(
+    similarity: NDArray[_Real],
+    sizes: list[int],
+    budgets: list[int],
+    width: int,
+    alpha: float,
+    rescan_limit: int = -1,
+) -> tuple[NDArray[np.int64], NDArray[np.float64], bool, int, bool]: ...
+def check_symmetric(matrix: NDArray[_Real]) -> tuple[float, float]: ...

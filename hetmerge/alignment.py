@@ -1,0 +1,181 @@
+"""Depth: the stages of all parents side by side, and which unit meets which."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmerge.correspondence import Slots
+from hetmerge.errors import AlignmentError
+from hetmerge.execution import Walker
+from hetmerge.network import Call, Network
+from hetmerge.ops.segments import align_depth, fixed_depth
+from hetmerge.ops.similarity import CKA
+from hetmerge.outline import (
+    Stage,
+    custom_stages,
+    find_containers,
+    lone_containers,
+    stages_in,
+)
+from hetmerge.progress import Progress
+
+DEPTHS = ("segment", "layer", "uniform", "head", "tail")
+
+
+@dataclass(frozen=True)
+class Alignment:
+    """Depth alignment of N parents.
+
+    Attributes:
+        stages: per parent, its stages (the same number for all).
+        slots: per parent, per stage, per position of the merged network: its unit or None.
+        similarity: stage name -> per parent, CKA [deepest parent's units, this parent's units].
+        base: the parent whose modules carry the merged network.
+    """
+
+    stages: list[list[Stage]]
+    slots: list[Slots]
+    similarity: dict[str, list[Tensor]]
+    base: int
+
+    @property
+    def names(self) -> list[str]:
+        """Stage names, those of the base."""
+        return [stage.name for stage in self.stages[self.base]]
+
+    def depth(self, stage: int) -> int:
+        """Units of the merged network in this stage."""
+        return max(len(stages[stage].units) for stages in self.stages)
+
+
+def align(
+    networks: Sequence[Network],
+    batches: Sequence[Call],
+    *,
+    depth: str = "segment",
+    blocks: Sequence[Any] | None = None,
+    progress: Progress | None = None,
+) -> Alignment:
+    """Find the stages of every parent and align their units.
+
+    Args:
+        depth: "segment" (SMA) or "layer" (LMA) by CKA, or the positions "uniform", "head", "tail".
+        blocks: per parent, per stage, the module paths of its units; default: found.
+
+    Raises:
+        AlignmentError: the parents' stages do not correspond.
+    """
+    stages = find_stages(networks, blocks)
+    counts = [sum(len(s.units) for s in parent) for parent in stages]
+    sizes = [sum(t.numel() for t in n.state.values()) for n in networks]
+    base = max(range(len(networks)), key=lambda m: (counts[m], sizes[m], -m))
+    uneven = [
+        s for s in range(len(stages[0])) if len({len(parent[s].units) for parent in stages}) > 1
+    ]
+    similarity = {}
+    if stages[0] and len(networks) > 1:
+        similarity = _similarity(networks, stages, batches, progress or Progress(False))
+    slots: list[Slots] = [[list(range(len(s.units))) for s in parent] for parent in stages]
+    for s in uneven:
+        deepest = max(len(parent[s].units) for parent in stages)
+        for m, parent in enumerate(stages):
+            table = similarity[stages[base][s].name][m]
+            starts = _starts(table, deepest, len(parent[s].units), depth)
+            slots[m][s] = [starts.index(i) if i in starts else None for i in range(deepest)]
+    return Alignment(stages, slots, similarity, base)
+
+
+def find_stages(
+    networks: Sequence[Network], blocks: Sequence[Any] | None = None
+) -> list[list[Stage]]:
+    """The corresponding stages of every parent."""
+    if blocks is not None:
+        if len(blocks) != len(networks):
+            raise AlignmentError(f"blocks: got {len(blocks)} lists for {len(networks)} models")
+        found = [custom_stages(b, n.nodes) for b, n in zip(blocks, networks, strict=True)]
+    else:
+        paths = _containers(networks)
+        found = [_forced(network, paths) for network in networks]
+    counts = {len(stages) for stages in found}
+    if len(counts) > 1:
+        raise AlignmentError(
+            "the parents have "
+            + " and ".join(str(len(stages)) for stages in found)
+            + " stages; allowed: the same number (name them with blocks=)"
+        )
+    return found
+
+
+def _containers(networks: Sequence[Network]) -> list[str]:
+    paths: dict[str, None] = {}
+    for finder in (find_containers, lone_containers):
+        for network in networks:
+            for path in finder(network.model, network.nodes):
+                nested = any(_inside(path, p) or _inside(p, path) for p in paths)
+                if not nested and all(_has(n.model, path) for n in networks):
+                    paths[path] = None
+    return list(paths)
+
+
+def _inside(path: str, other: str) -> bool:
+    return path != other and (other == "" or path.startswith(f"{other}."))
+
+
+def _has(model: nn.Module, path: str) -> bool:
+    try:
+        return isinstance(model.get_submodule(path), (nn.Sequential, nn.ModuleList))
+    except AttributeError:
+        return False
+
+
+def _forced(network: Network, paths: list[str]) -> list[Stage]:
+    found = []
+    for path in paths:
+        found += stages_in(network.model.get_submodule(path), path, network.nodes)
+    order = network.nodes.order
+    return sorted(found, key=lambda stage: order[stage.units[0].output])
+
+
+def _starts(similarity: Tensor, deep: int, shallow: int, depth: str) -> list[int]:
+    if deep == shallow:
+        return list(range(deep))
+    if depth in ("segment", "layer"):
+        return align_depth(similarity, objective=depth)
+    return fixed_depth(deep, shallow, depth)
+
+
+def _similarity(
+    networks: Sequence[Network],
+    stages: list[list[Stage]],
+    batches: Sequence[Call],
+    progress: Progress,
+) -> dict[str, list[Tensor]]:
+    """CKA between the unit outputs of each stage: every parent against the deepest one."""
+    names = [stage.name for stage in max(stages, key=lambda p: sum(len(s.units) for s in p))]
+    deepest = [max(range(len(stages)), key=lambda m: len(stages[m][s].units)) for s in range(len(names))]
+    scores = [[CKA() for _ in stages] for _ in names]
+    for call in progress.track(batches, "CKA of layers"):
+        walkers = [network.walk([call]) for network in networks]
+        for s in range(len(names)):
+            features = [_outputs(w, p[s]) for w, p in zip(walkers, stages, strict=True)]
+            for m, mine in enumerate(features):
+                if m != deepest[s]:
+                    scores[s][m].update(features[deepest[s]], mine)
+    return {
+        name: [
+            torch.eye(len(stages[m][s].units)) if m == deepest[s] else scores[s][m].value()
+            for m in range(len(stages))
+        ]
+        for s, name in enumerate(names)
+    }
+
+
+def _outputs(walker: Walker, stage: Stage) -> list[Tensor]:
+    names = [unit.output for unit in stage.units]
+    walker.compute(names)
+    return [walker.values[name][0] for name in names]

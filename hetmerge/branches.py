@@ -1,0 +1,91 @@
+"""How a network can pass a unit it does not have: a residual branch of zero, or an identity layer."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from hetmerge.layers import Layer, op_name
+from hetmerge.network import Network
+from hetmerge.outline import Unit
+
+_IDEMPOTENT = {"relu", "relu6", "hardtanh", "dropout", "clone", "contiguous", "alias", "detach"}
+_LINEAR = {
+    "batch_norm", "_native_batch_norm_legit_no_training", "getitem", "mul", "div", "view", "reshape",
+    "permute", "transpose", "dropout", "clone", "contiguous", "slice", "pad", "constant_pad_nd", "add",
+}  # fmt: skip
+
+
+@dataclass(frozen=True)
+class Passage:
+    """What a parent without this unit puts in its place.
+
+    Attributes:
+        residual: the unit adds a branch to its input; an absent branch is zero.
+        layers: node names of the layers that produce the branch (residual), or of every layer of the
+            unit, each replaced by the identity (plain).
+        carriers: nodes whose features, for the absent parent, are those it carries past the unit.
+        exact: the replacement computes the identity; false where a plain unit's activation is not
+            idempotent.
+    """
+
+    residual: bool
+    layers: tuple[str, ...]
+    carriers: tuple[str, ...]
+    exact: bool
+
+
+def passage(network: Network, unit: Unit) -> Passage:
+    """How a parent without this unit passes it."""
+    inside = network.nodes.inside(unit.paths)
+    nodes = network.nodes.nodes
+    stream, branches = _stream([nodes[n] for n in inside], _entry(inside, nodes, unit))
+    layers = {layer.node: layer for layer in network.layers if layer.node in set(inside)}
+    if unit.output in stream and branches:
+        ends = _branch_ends(branches, layers, set(inside))
+        return Passage(True, tuple(sorted(ends)), tuple(n for n in inside if n in stream), True)
+    exact = all(
+        op_name(nodes[n]) in _IDEMPOTENT | _LINEAR or n in layers for n in inside
+    )
+    carriers = (*(layer.tail for layer in layers.values()), unit.output)
+    return Passage(False, tuple(layers), carriers, exact)
+
+
+def _entry(inside: list[str], nodes: dict[str, Node], unit: Unit) -> str:
+    """The value of the unit's output shape that it reads from outside; the latest if several."""
+    known = {name: i for i, name in enumerate(nodes)}
+    outside = {
+        a.name
+        for n in inside
+        for a in nodes[n].all_input_nodes
+        if a.name in known and a.name not in set(inside)
+        and tuple(getattr(a.meta.get("val"), "shape", ())) == unit.shape
+    }  # fmt: skip
+    return max(outside, key=known.__getitem__, default="")
+
+
+def _stream(inside: list[Node], entry: str) -> tuple[set[str], list[Node]]:
+    """Nodes that hold the running stream, and the operands that are added to it."""
+    stream, branches = {entry}, []
+    for node in inside:
+        operands = [a for a in node.args if isinstance(a, Node) and a.op == "call_function"]
+        carried = [a for a in operands if a.name in stream]
+        if op_name(node) == "add" and len(operands) == 2 and len(carried) == 1:
+            branches.append(next(a for a in operands if a.name not in stream))
+            stream.add(node.name)
+        elif op_name(node) in _IDEMPOTENT and len(carried) == len(operands) == 1:
+            stream.add(node.name)
+    return stream, branches
+
+
+def _branch_ends(branches: list[Node], layers: dict[str, Layer], inside: set[str]) -> set[str]:
+    ends: set[str] = set()
+    stack = list(branches)
+    while stack:
+        node = stack.pop()
+        if node.name in layers:
+            ends.add(node.name)
+        elif node.name in inside and op_name(node) in _LINEAR:
+            stack.extend(node.all_input_nodes)
+    return ends

@@ -1,0 +1,159 @@
+"""Streaming statistics of several parents on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor, nn
+
+from hetmerge.alignment import DEPTHS, align
+from hetmerge.errors import InputError
+from hetmerge.execution import Walker
+from hetmerge.features import View, position_mask, take, views_of
+from hetmerge.network import Call, Network, as_call
+from hetmerge.ops.moments import Moments
+from hetmerge.progress import Progress
+from hetmerge.setting import Setting, build_setting
+
+
+@dataclass(frozen=True)
+class Statistics:
+    """What calibration knows about the parents.
+
+    Attributes:
+        similarity: stage -> per parent, CKA [units of the deepest parent, units of this parent].
+        moments: space of the merged network -> second moments of the parents that have it.
+        members: space -> which parents those are.
+        samples: inputs seen.
+        setting: the traced and aligned parents the statistics belong to.
+        calls: the batches, as (args, kwargs).
+    """
+
+    similarity: dict[str, list[Tensor]]
+    moments: dict[str, Moments]
+    members: dict[str, tuple[int, ...]]
+    samples: int
+    setting: Setting = field(repr=False)
+    calls: tuple[Call, ...] = field(repr=False)
+
+
+def calibrate(
+    models: Sequence[nn.Module],
+    batches: Iterable[Any],
+    *,
+    depth: str = "segment",
+    blocks: Sequence[Any] | None = None,
+    progress: bool | None = None,
+) -> Statistics:
+    """Trace and align the parents, and gather the second moments of every space.
+
+    Two passes over the batches: CKA between unit outputs (which decides what meets what), then
+    moments of what each layer reads, pooled over the places where a space is read.
+
+    Args:
+        models: two or more parents of one family, of any depths and widths; never modified.
+        batches: an iterable of tensors, tuples of model inputs, or dicts of keyword arguments, each
+            with at least four samples.
+        depth: "segment", "layer", "uniform", "head" or "tail".
+        blocks: per parent, per stage, the module paths of its blocks; default: found.
+        progress: show bars on standard error; None: only on a terminal.
+
+    Raises:
+        InputError: no batches, a batch a model cannot take, NaN in weights or activations.
+        AlignmentError: the parents' stages or tensors do not correspond.
+    """
+    calls = as_calls(models, batches, depth)
+    bar = Progress(progress)
+    networks = [Network(m, calls[0], f"models[{i}]") for i, m in enumerate(models)]
+    alignment = align(networks, calls, depth=depth, blocks=blocks, progress=bar)
+    setting = build_setting(networks, alignment, calls[0])
+    moments = _gather(setting, calls, bar)
+    spaces = setting.skeleton.graph.spaces
+    return Statistics(
+        similarity=alignment.similarity,
+        moments={spaces[k].name: value for k, value in moments.items()},
+        members={spaces[k].name: setting.members(k) for k in moments},
+        samples=sum(samples(call) for call in calls),
+        setting=setting,
+        calls=tuple(calls),
+    )
+
+
+def as_calls(models: Sequence[nn.Module], batches: Iterable[Any], depth: str) -> list[Call]:
+    """Check the arguments every entry point shares; the batches as calls."""
+    if isinstance(models, nn.Module) or not models:
+        raise InputError("models: got one module or none; allowed: a list of one or more modules")
+    for i, model in enumerate(models):
+        if not isinstance(model, nn.Module):
+            raise InputError(f"models[{i}]: got {type(model).__name__}; allowed: a torch module")
+    if depth not in DEPTHS:
+        raise InputError(f"depth: got {depth!r}; allowed: {', '.join(DEPTHS)}")
+    if isinstance(batches, Tensor):
+        raise InputError(
+            "batches: got one tensor; allowed: an iterable of batches, such as tensor.split(250)"
+        )
+    calls = [as_call(batch) for batch in batches]
+    if not calls:
+        raise InputError("batches: got none; calibration needs at least one batch of inputs")
+    return calls
+
+
+def samples(call: Call) -> int:
+    """Number of samples in a batch: the first dimension of its first tensor."""
+    values = (*call[0], *call[1].values())
+    return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), 0)
+
+
+def _gather(setting: Setting, calls: Sequence[Call], progress: Progress) -> dict[int, Moments]:
+    views = _shared_views(setting)
+    moments = {
+        space: Moments([setting.width(m, space) for m in setting.members(space)])
+        for space in views
+    }
+    order = setting.skeleton.nodes.order
+    visits = sorted(
+        ((view, space) for space, found in views.items() for view in found),
+        key=lambda item: order.get(item[0].node, -1),
+    )
+    for call in progress.track(calls, "moments of spaces"):
+        walkers = [network.walk([call]) for network in setting.parents]
+        for view, space in visits:
+            _update(setting, walkers, call, view, space, moments[space])
+    return moments
+
+
+def _shared_views(setting: Setting) -> dict[int, list[View]]:
+    """Views of every space that at least two parents have, where all of them can be seen."""
+    shared = {}
+    for space, views in views_of(setting.skeleton).items():
+        members = setting.members(space)
+        if len(members) > 1:
+            seen = [v for v in views if all(setting.links[m].node(v.node) for m in members)]
+            if seen:
+                shared[space] = seen
+    return shared
+
+
+def _update(
+    setting: Setting,
+    walkers: Sequence[Walker],
+    call: Call,
+    view: View,
+    space: int,
+    moments: Moments,
+) -> None:
+    features, mask = [], None
+    for m in setting.members(space):
+        node = setting.links[m].node(view.node)
+        assert node is not None
+        expr = setting.parents[m].graph.values[node][view.dim]
+        value = walkers[m].value(node)[0]
+        features.append(take(value, expr, view.dim, view.path))
+        mask = position_mask(call[1], value, features[-1])
+    try:
+        moments.update(*features, mask=mask)
+    except InputError as error:
+        name = setting.skeleton.graph.spaces[space].name
+        raise InputError(f"activations of space {name!r} (at {view.node}): {error}") from error

@@ -1,0 +1,115 @@
+"""The command line: thin verbs over the library.
+
+Exit codes: 0 good, 1 a merge that failed, 2 bad input or configuration. Errors are one line on
+stderr; set HETMERGE_DEBUG=1 to see the traceback.
+"""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+import hetmerge as hm
+from hetmerge.errors import CheckpointError, ConfigError, HetmergeError, InputError
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+app = typer.Typer(
+    help="Merge trained networks of different depth and width, without training.",
+    add_completion=False,
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    rich_markup_mode=None,
+)
+BAD_INPUT = (InputError, ConfigError, CheckpointError)
+
+
+def main() -> None:
+    """Run the command line; what `hetmerge` calls."""
+    try:
+        app()
+    except KeyboardInterrupt:
+        sys.exit(130)
+    except Exception as error:
+        if os.environ.get("HETMERGE_DEBUG") == "1":
+            raise
+        known = isinstance(error, HetmergeError)
+        text = str(error) if known else f"{type(error).__name__}: {error}"
+        sys.stderr.write(f"hetmerge: error: {' '.join(text.split())}\n")
+        sys.exit(2 if isinstance(error, BAD_INPUT) else 1)
+
+
+def _version(value: bool) -> None:
+    if value:
+        sys.stdout.write(f"hetmerge {hm.__version__}\n")
+        raise typer.Exit
+
+
+@app.callback()
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Print and exit.")
+    ] = False,
+) -> None:
+    del version
+
+
+@app.command()
+def demo(
+    output: Annotated[Path, typer.Option(help="Folder for the picture.")] = Path("hetmerge-demo"),
+    seed: Annotated[int, typer.Option(min=0, help="Of the split, training and merge.")] = 0,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line only.")] = False,
+) -> None:
+    """Train two small digit specialists of different shape, merge them, show what is kept."""
+    from hetmerge import demo as job
+
+    errors = _console(stderr=True)
+    if output.exists() and not output.is_dir():
+        raise InputError(f"--output: {output} is not a folder")
+    with errors.status("starting") as status:
+        result = job.run(output, seed, progress=status.update)
+    if as_json:
+        sys.stdout.write(json.dumps(result.to_dict()) + "\n")
+        return
+    console = _console()
+    console.print(job.table(result))
+    console.print(f"layer similarity and alignment: {result.picture}", highlight=False)
+    console.print(f"{result.seconds:.0f} s in all, training included", highlight=False)
+
+
+@app.command()
+def merge(
+    config: Annotated[Path, typer.Argument(help="YAML file.", show_default=False)],
+    out: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
+    quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
+) -> None:
+    """Merge the models that CONFIG names, and write the result to the new folder OUT."""
+    from hetmerge import merge_command
+
+    merge_command.run(config, out, None if quiet else _console())
+
+
+@app.command()
+def inspect(
+    model: Annotated[str, typer.Argument(help="A model folder, or module:function.")],
+    shape: Annotated[
+        str | None, typer.Option("--input", help="Shape of a zero input, such as 1,3,32,32.")
+    ] = None,
+    verify: Annotated[
+        bool, typer.Option("--verify", help="Permute every free space and compare outputs.")
+    ] = False,
+) -> None:
+    """Show the spaces of MODEL: which axes share one feature order, and why each pin."""
+    from hetmerge import inspect_command
+
+    sys.stdout.write(inspect_command.run(model, shape, verify) + "\n")
+
+
+def _console(*, stderr: bool = False) -> "Console":
+    from rich.console import Console
+
+    return Console(stderr=stderr)

@@ -1,0 +1,173 @@
+"""Run an exported program node by node over several batches at once, keeping only what is still needed."""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import GraphModule, Node
+from torch.utils import _pytree as pytree
+
+Value = Any
+
+
+class Walker:
+    """Demand-driven execution of one program over a list of batches.
+
+    Every graph node holds one value per batch. A value is computed when first asked for and freed
+    when its last reader has run, unless it is held. Parameters are read from `state` at the moment a
+    node runs, so a caller may change a tensor before the first node that reads it.
+
+    Args:
+        programs: one exported program per batch (the same graph, perhaps other batch sizes).
+        state: parameter and buffer name -> tensor.
+        batches: per batch, the flat list of the program's user inputs.
+    """
+
+    def __init__(
+        self,
+        programs: Sequence[ExportedProgram],
+        state: Mapping[str, Tensor],
+        batches: Sequence[Sequence[Value]],
+    ) -> None:
+        self.state = state
+        self.programs = programs
+        self.nodes = [{n.name: n for n in p.graph.nodes} for p in programs]
+        self.order = {n.name: i for i, n in enumerate(programs[0].graph.nodes)}
+        self.values: dict[str, list[Value]] = {}
+        self._held: dict[str, int] = {}
+        self._done: set[str] = set()
+        self._sources = [_sources(p, b) for p, b in zip(programs, batches, strict=True)]
+        live = _live(programs[0])
+        self._readers = {
+            n.name: sum(u.name in live for u in n.users) for n in programs[0].graph.nodes
+        }
+
+    def value(self, name: str) -> list[Value]:
+        """The values of node `name`, one per batch; computes what it needs."""
+        self.compute([name])
+        return self.values[name]
+
+    def hold(self, names: Iterable[str]) -> None:
+        """Keep the values of these nodes until `release` has been called as often."""
+        for name in names:
+            self._held[name] = self._held.get(name, 0) + 1
+
+    def release(self, names: Iterable[str]) -> None:
+        """Undo one `hold` and free what nobody needs any more."""
+        for name in names:
+            self._held[name] -= 1
+            self._collect(name)
+
+    def compute(self, names: Sequence[str]) -> None:
+        """Run every ancestor of `names` that has not run yet, in graph order."""
+        self.hold(names)
+        for name in self._pending(names):
+            self._run(name)
+        for name in names:
+            self._held[name] -= 1
+
+    def forget(self, name: str, *, itself: bool = True) -> None:
+        """Drop what was computed from node `name` (and its own value), to be computed again."""
+        stack = [self.nodes[0][name]] if itself else list(self.nodes[0][name].users)
+        while stack:
+            node = stack.pop()
+            if node.name not in self._done:
+                continue
+            self._done.discard(node.name)
+            self.values.pop(node.name, None)
+            for source in node.all_input_nodes:
+                self._readers[source.name] += 1
+            stack.extend(node.users)
+
+    def _pending(self, names: Sequence[str]) -> list[str]:
+        stack, need = [n for n in names if n not in self.values], set()
+        while stack:
+            name = stack.pop()
+            if name in need:
+                continue
+            if name in self._done:
+                raise RuntimeError(f"value of {name} was freed before it was asked for")
+            need.add(name)
+            for source in self.nodes[0][name].all_input_nodes:
+                if source.op == "call_function" and source.name not in self.values:
+                    stack.append(source.name)
+        return sorted(need, key=self.order.__getitem__)
+
+    def _run(self, name: str) -> None:
+        self.values[name] = [
+            self._evaluate(nodes[name], i) for i, nodes in enumerate(self.nodes)
+        ]
+        self._done.add(name)
+        node = self.nodes[0][name]
+        for source in node.all_input_nodes:
+            self._readers[source.name] -= 1
+            self._collect(source.name)
+
+    def _collect(self, name: str) -> None:
+        if self._readers[name] <= 0 and not self._held.get(name):
+            self.values.pop(name, None)
+
+    def _evaluate(self, node: Node, index: int) -> Value:
+        if node.op != "call_function":
+            return self._source(node, index)
+        args, kwargs = torch.fx.map_arg(
+            (node.args, node.kwargs),
+            lambda n: self.values[n.name][index]
+            if n.op == "call_function"
+            else self._source(n, index),
+        )
+        if node.target is operator.getitem:
+            return args[0][args[1]]
+        with torch.no_grad():
+            return node.target(*args, **kwargs)  # type: ignore[operator]
+
+    def _source(self, node: Node, index: int) -> Value:
+        if node.op == "get_attr":
+            return _attribute(self.programs[index].graph_module, str(node.target))
+        kind, key = self._sources[index][node.name]
+        return self.state[key] if kind == "state" else key
+
+
+def _sources(program: ExportedProgram, inputs: Sequence[Value]) -> dict[str, tuple[str, Value]]:
+    """Placeholder name -> where its value comes from: a tensor of the state, or a value itself."""
+    signature = program.graph_signature
+    table: dict[str, tuple[str, Value]] = {}
+    for name, fqn in (*signature.inputs_to_parameters.items(), *signature.inputs_to_buffers.items()):
+        table[name] = ("state", fqn)
+    for name, fqn in signature.inputs_to_lifted_tensor_constants.items():
+        table[name] = ("value", program.constants[fqn])
+    taken = set(table)
+    free = [n.name for n in program.graph.nodes if n.op == "placeholder" and n.name not in taken]
+    if len(free) != len(inputs):
+        raise RuntimeError(f"program takes {len(free)} inputs, got {len(inputs)}")
+    table.update({name: ("value", v) for name, v in zip(free, inputs, strict=True)})
+    return table
+
+
+def _live(program: ExportedProgram) -> set[str]:
+    """Names of the nodes that some output depends on."""
+    live: set[str] = set()
+    stack = [n for n in program.graph.nodes if n.op == "output"]
+    while stack:
+        node = stack.pop()
+        if node.name not in live:
+            live.add(node.name)
+            stack.extend(node.all_input_nodes)
+    return live
+
+
+def _attribute(module: GraphModule, target: str) -> Value:
+    value: Value = module
+    for part in target.split("."):
+        value = getattr(value, part)
+    return value
+
+
+def flat_inputs(args: tuple[Any, ...], kwargs: Mapping[str, Any]) -> list[Value]:
+    """The user inputs in the order of a program's placeholders."""
+    return pytree.tree_leaves((args, dict(kwargs)))

@@ -1,0 +1,41 @@
+"""`hetmerge inspect`: the spaces of one model, without reading weights where that is possible."""
+
+from pathlib import Path
+from typing import Any
+
+import torch
+
+import hetmerge as hm
+from hetmerge.errors import InputError
+from hetmerge.sources import dummy_inputs, empty_model, is_huggingface, load_model
+
+
+def run(name: str, shape: str | None, verify: bool) -> str:
+    """Trace the model that `name` stands for; returns the text to print."""
+    path = Path(name)
+    huggingface = path.is_dir() and is_huggingface(path)
+    args: tuple[Any, ...] = ()
+    kwargs: dict[str, Any] = {}
+    if shape is not None:
+        args = (torch.zeros(_shape(shape)),)
+    elif huggingface:
+        kwargs = dummy_inputs(path)
+    else:
+        raise InputError("--input: needed for this model, such as --input 1,3,32,32")
+    model = load_model(name) if verify or not huggingface else empty_model(path)
+    graph = hm.trace(model, args, kwargs)
+    lines = [graph.explain()]
+    if verify:
+        graph.verify(model)
+        lines.append("verified: permuting every free space leaves the outputs unchanged")
+    return "\n".join(lines)
+
+
+def _shape(text: str) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(part) for part in text.split(","))
+    except ValueError:
+        sizes = ()
+    if not sizes or min(sizes) < 1:
+        raise InputError(f"--input: expected sizes above 0 such as 1,3,32,32, got {text!r}")
+    return sizes

@@ -1,0 +1,121 @@
+"""Closed-form ridge regression of a layer on sampled positions of its inputs and targets."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from hetmerge.layers import Layer
+
+
+@dataclass
+class Normal:
+    """Normal equations of one layer group, summed over batches in float64.
+
+    Rows X [rows, blocks, p] and targets T [rows, blocks, r]; `blocks` is the number of groups of a
+    grouped convolution and 1 otherwise.
+    """
+
+    rows: int = 0
+    gram: Tensor = field(default_factory=lambda: torch.zeros(()))
+    cross: Tensor = field(default_factory=lambda: torch.zeros(()))
+    total: Tensor = field(default_factory=lambda: torch.zeros(()))
+    power: float = 0.0
+
+    def add(self, x: Tensor, t: Tensor) -> None:
+        """Add rows x [rows, blocks, p] with targets t [rows, blocks, r]."""
+        a, b = x.transpose(0, 1), t.transpose(0, 1)
+        self.rows += x.shape[0]
+        self.gram = self.gram + (a.transpose(1, 2) @ a).double()
+        self.cross = self.cross + (a.transpose(1, 2) @ b).double()
+        self.total = self.total + t.double().sum((0,))
+        self.power += float(t.double().square().sum())
+
+    def solve(self, prior: Tensor, ridge: float, bias: bool) -> Tensor:
+        """Weights [blocks, p, r] nearest to `prior` [blocks, p, r] under the ridge.
+
+        Minimises |X W - T|^2 / rows + ridge * d * |W - prior|^2 with d the mean diagonal of
+        X'X / rows; a bias, the last of the p columns, is not penalised.
+        """
+        gram, cross = self.gram / self.rows, self.cross / self.rows
+        diagonal = gram.diagonal(dim1=1, dim2=2)
+        free = diagonal[:, :-1] if bias else diagonal
+        scale = free.mean(1, keepdim=True) if free.shape[1] else diagonal.new_ones(len(gram), 1)
+        penalty = (ridge * scale).clamp_min(torch.finfo(torch.float64).tiny).expand(diagonal.shape)
+        penalty = penalty.clone()
+        if bias:
+            penalty[:, -1] = 1e-12
+        step = torch.linalg.solve(gram + torch.diag_embed(penalty), cross - gram @ prior)
+        return prior + step
+
+    def explained(self, weights: Tensor) -> float:
+        """Share of the targets' variance that these weights explain (1 is all of it)."""
+        mean = self.total.square().sum() / self.rows
+        variance = self.power - float(mean)
+        fit = weights.transpose(1, 2) @ self.gram @ weights
+        error = self.power - float(2 * (weights * self.cross).sum())
+        error += float(fit.diagonal(dim1=1, dim2=2).sum())
+        return 1 - error / variance if variance > 0 else 1.0
+
+
+def sample_positions(shape: torch.Size, spatial: int, rows: int, generator: torch.Generator) -> Tensor:
+    """Random positions of a target value: of its spatial grid (shared by all images of the batch)
+    where `spatial` > 0, else of its flattened leading dimensions.
+
+    Args:
+        shape: [batch, channels, *grid] or [..., features].
+        rows: how many rows are wanted from this batch, at least one per image.
+    """
+    count = int(torch.tensor(shape[2:] if spatial else shape[:-1]).prod())
+    wanted = max(1, rows // shape[0]) if spatial else max(1, rows)
+    if wanted >= count:
+        return torch.arange(count)
+    return torch.randperm(count, generator=generator)[:wanted].sort().values
+
+
+def pick(value: Tensor, positions: Tensor, spatial: int) -> Tensor:
+    """Rows [rows, features] of a value at sampled positions."""
+    positions = positions.to(value.device)
+    if not spatial:
+        return value.reshape(-1, value.shape[-1])[positions]
+    picked = value.flatten(2)[:, :, positions]
+    return picked.transpose(1, 2).reshape(-1, value.shape[1])
+
+
+def inputs_of(layer: Layer, value: Tensor, weight: Tensor, positions: Tensor, grid: torch.Size) -> Tensor:
+    """What a layer reads at sampled output positions: [rows, blocks, p], p in the weight's order.
+
+    Args:
+        value: the layer's input.
+        weight: its weight, for the kernel size.
+        positions: of the output grid `grid` (convolution) or of its rows (linear).
+    """
+    if not layer.spatial:
+        return pick(value, positions, 0)[:, None]
+    padded = F.pad(value, [p for size in reversed(layer.padding) for p in (size, size)])
+    index = _taps(layer, weight.shape[2:], padded.shape[2:], positions, grid)
+    n, channels = value.shape[:2]
+    found = padded.flatten(2)[:, :, index.flatten().to(value.device)]
+    found = found.view(n, layer.groups, channels // layer.groups, *index.shape)
+    return found.permute(0, 3, 1, 2, 4).reshape(n * len(positions), layer.groups, -1)
+
+
+def _taps(
+    layer: Layer, kernel: torch.Size, plane: torch.Size, positions: Tensor, grid: torch.Size
+) -> Tensor:
+    """Flat index into the padded input of every kernel tap of every position: [positions, taps]."""
+    index = torch.zeros(len(positions), 1, dtype=torch.int64)
+    rest, stride = positions, 1
+    parts = []
+    for axis in reversed(range(layer.spatial)):
+        at = rest % grid[axis]
+        rest = rest // grid[axis]
+        offsets = torch.arange(kernel[axis]) * layer.dilation[axis]
+        parts.append((at[:, None] * layer.stride[axis] + offsets) * stride)
+        stride *= plane[axis]
+    for part in reversed(parts):
+        index = (index[:, :, None] + part[:, None, :]).flatten(1)
+    return index

@@ -1,0 +1,40 @@
+"""Calibrate, plan and apply in one call."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from torch import nn
+
+from hetmerge.applying import MergeResult, execute
+from hetmerge.planning import plan_statistics
+from hetmerge.progress import Progress
+
+
+def merge(
+    models: Sequence[nn.Module],
+    batches: Iterable[Any],
+    *,
+    blocks: Sequence[Any] | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> MergeResult:
+    """Merge trained networks of different depth and width, without training.
+
+    Args:
+        models: two or more parents of one family; never modified.
+        batches: calibration inputs without labels: an iterable of tensors, tuples of model inputs,
+            or dicts of keyword arguments.
+        blocks: stages named by hand: per parent, per stage, the module paths of its blocks.
+        progress: show bars on standard error; None: only on a terminal.
+        **options: see :class:`hetmerge.options.Options`: depth, match, outputs, labels, alpha,
+            beta, width, weights, refit, repair, seed, backend.
+
+    Returns:
+        The merged model, its plan and a report.
+    """
+    plan, statistics, partitions = plan_statistics(
+        models, batches, blocks=blocks, progress=progress, **options
+    )
+    return execute(plan, statistics.setting, partitions, statistics.calls, Progress(progress))

@@ -1,0 +1,105 @@
+"""The options of a merge, checked once."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any
+
+from hetmerge.alignment import DEPTHS
+from hetmerge.errors import InputError
+from hetmerge.matching import MATCHES, Width
+from hetmerge.outputs import OUTPUTS
+from hetmerge.repair import REPAIRS
+
+BACKENDS = ("auto", "reference", "native", "torch", "triton", "cuda")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to merge; the defaults are the recipe that kept most accuracy.
+
+    Attributes:
+        depth: how the layers of a shallower parent are placed: "segment" (SMA), "layer" (LMA),
+            "uniform", "head", "tail".
+        match: how features meet: "zip", "permute", "identity".
+        outputs: "average" for parents with the same labels, "concat" for different ones.
+        labels: per parent, the name of each output; shared names are averaged, others kept.
+        alpha, beta: zip's decay of merged similarities and share of within-model merges.
+        width: "max", "union", a factor of the widest parent, or a dict of space name -> choice.
+        weights: one per parent; default equal.
+        refit: solve every layer in closed form on the calibration inputs.
+        repair: "none", "bn" or "repair", where refit is off.
+        seed: of the positions that refit samples.
+        backend: of the kernels.
+    """
+
+    depth: str = "segment"
+    match: str = "zip"
+    outputs: str = "average"
+    labels: list[list[str]] | None = None
+    alpha: float = 0.5
+    beta: float = 1.0
+    width: Width = "max"
+    weights: list[float] | None = None
+    refit: bool = True
+    repair: str = "none"
+    seed: int = 0
+    backend: str = "auto"
+
+    def __post_init__(self) -> None:
+        _one_of("depth", self.depth, DEPTHS)
+        _one_of("match", self.match, MATCHES)
+        _one_of("outputs", self.outputs, OUTPUTS)
+        _one_of("repair", self.repair, REPAIRS)
+        _one_of("backend", self.backend, BACKENDS)
+        for name in ("alpha", "beta"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, (int, float)):
+                raise InputError(f"{name}: got {value!r}; allowed: a number")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise InputError(f"alpha: got {self.alpha}; allowed: finite and above 0")
+        if not (math.isfinite(self.beta) and self.beta >= 0):
+            raise InputError(f"beta: got {self.beta}; allowed: finite and at least 0")
+        if not isinstance(self.refit, bool):
+            raise InputError(f"refit: got {self.refit!r}; allowed: True or False")
+        if isinstance(self.seed, bool) or not isinstance(self.seed, int):
+            raise InputError(f"seed: got {self.seed!r}; allowed: an integer")
+
+    def shares(self, parents: int) -> list[float]:
+        """One weight per parent, summing to 1."""
+        weights = self.weights if self.weights is not None else [1.0] * parents
+        if len(weights) != parents:
+            raise InputError(f"weights: got {len(weights)} values for {parents} models")
+        if not all(math.isfinite(w) and w >= 0 for w in weights) or not sum(weights) > 0:
+            raise InputError(f"weights: got {weights}; allowed: finite, at least 0, not all 0")
+        return [w / sum(weights) for w in weights]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+    @classmethod
+    def make(cls, given: Mapping[str, Any]) -> Options:
+        """From keyword arguments, naming the nearest valid option for an unknown one."""
+        known = [f.name for f in fields(cls)]
+        for name in given:
+            if name not in known:
+                import difflib
+
+                near = difflib.get_close_matches(name, known, 1)
+                hint = f"; did you mean {near[0]!r}?" if near else ""
+                raise InputError(f"unknown option {name!r}{hint} (options: {', '.join(known)})")
+        values = dict(given)
+        for name in ("labels", "weights"):
+            if isinstance(values.get(name), Sequence) and not isinstance(values[name], str):
+                values[name] = [list(x) if name == "labels" else float(x) for x in values[name]]
+        if isinstance(values.get("width"), Mapping):
+            values["width"] = dict(values["width"])
+        return cls(**values)
+
+
+def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:
+    if value not in allowed:
+        raise InputError(f"{name}: got {value!r}; allowed: {', '.join(allowed)}")

@@ -1,0 +1,121 @@
+"""A plan on disk: plan.json and plan.safetensors, recognised and checked as a whole."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load, save
+from torch import Tensor
+
+from hetmerge.errors import InputError, PlanError
+from hetmerge.options import Options
+from hetmerge.planning import AlignmentPlan, PlannedSpace
+
+FORMAT = "hetmerge plan"
+VERSION = 1
+JSON, TENSORS = "plan.json", "plan.safetensors"
+
+
+def write_plan(plan: AlignmentPlan, directory: Path) -> None:
+    """Write both files; each is complete or not there."""
+    from hetmerge.files import replace_file
+
+    directory.mkdir(parents=True, exist_ok=True)
+    tensors = save(_tensors(plan))
+    body = {
+        "options": plan.options.to_dict(),
+        "parents": plan.parents,
+        "inputs": plan.inputs,
+        "base": plan.base,
+        "stages": plan.stages,
+        "slots": plan.slots,
+        "spaces": [{"name": s.name, "width": s.width, "free": s.free} for s in plan.spaces],
+        "notes": list(plan.notes),
+        "blocks": plan.blocks,
+        "samples": plan.samples,
+    }
+    header = {"format": FORMAT, "version": VERSION, "digest": _digest(body, tensors)}
+    replace_file(directory / TENSORS, tensors)
+    text = json.dumps({**header, **body}, indent=1)
+    replace_file(directory / JSON, text.encode())
+
+
+def read_plan(directory: Path) -> AlignmentPlan:
+    """Read and check a plan.
+
+    Raises:
+        PlanError: missing, damaged, of another version, or changed by hand.
+    """
+    for name in (JSON, TENSORS):
+        if not (directory / name).is_file():
+            raise PlanError(f"{directory}: no file {name}; a plan is {JSON} and {TENSORS}")
+    try:
+        body: dict[str, Any] = json.loads((directory / JSON).read_text())
+        raw = (directory / TENSORS).read_bytes()
+        tensors = load(raw)
+    except (ValueError, SafetensorError) as error:
+        raise PlanError(f"{directory}: the plan is damaged ({error}); make it again") from error
+    if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
+        raise PlanError(f"{directory / JSON}: not a hetmerge plan")
+    if (version := body.pop("version", None)) != VERSION:
+        raise PlanError(f"{directory / JSON}: version {version!r}; this release reads {VERSION}")
+    if body.pop("digest", None) != _digest(body, raw):
+        raise PlanError(
+            f"{directory}: the plan was changed after it was written (its digest does not fit); "
+            "make a new plan with the options you want"
+        )
+    try:
+        options = Options.make(body["options"])
+    except InputError as error:
+        raise PlanError(f"{directory / JSON}: {error}") from error
+    return _restore(body, options, tensors)
+
+
+def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor]) -> AlignmentPlan:
+    count = len(body["parents"])
+    similarities = {
+        name: [tensors[f"similarity/{s}/{m}"] for m in range(count)]
+        for s, name in enumerate(body["stages"])
+        if f"similarity/{s}/0" in tensors
+    }
+    spaces = []
+    for k, space in enumerate(body["spaces"]):
+        labels = [tensors.get(f"labels/{k}/{m}") for m in range(count)]
+        labels = [x.to(torch.int64) if x is not None else None for x in labels]
+        spaces.append(PlannedSpace(space["name"], space["width"], labels, space["free"]))
+    return AlignmentPlan(
+        options=options,
+        parents=body["parents"],
+        inputs=body["inputs"],
+        base=body["base"],
+        stages=body["stages"],
+        slots=body["slots"],
+        similarities=similarities,
+        spaces=spaces,
+        notes=tuple(body["notes"]),
+        blocks=body["blocks"],
+        samples=body["samples"],
+    )
+
+
+def _tensors(plan: AlignmentPlan) -> dict[str, Tensor]:
+    found = {
+        f"labels/{k}/{m}": labels.to(torch.int32).contiguous()
+        for k, space in enumerate(plan.spaces)
+        for m, labels in enumerate(space.labels)
+        if labels is not None
+    }
+    for s, name in enumerate(plan.stages):
+        for m, table in enumerate(plan.similarities.get(name, [])):
+            found[f"similarity/{s}/{m}"] = table.double().contiguous()
+    return found
+
+
+def _digest(body: dict[str, Any], tensors: bytes) -> str:
+    text = json.dumps(body, sort_keys=True)
+    return hashlib.sha256(text.encode() + tensors).hexdigest()

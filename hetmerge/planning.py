@@ -1,0 +1,247 @@
+"""Plan a merge: pure data that says which features and layers meet, without any weights."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmerge.alignment import Alignment, find_stages
+from hetmerge.calibration import Statistics, as_calls, calibrate
+from hetmerge.errors import PlanError
+from hetmerge.fingerprint import call_from, call_spec, fingerprint
+from hetmerge.matching import match_spaces
+from hetmerge.network import Call, Network, as_call
+from hetmerge.options import Options
+from hetmerge.partition import Partition
+from hetmerge.setting import Setting, build_setting
+
+
+@dataclass(frozen=True)
+class PlannedSpace:
+    """One space of the merged network.
+
+    Attributes:
+        name: of the space in the skeleton.
+        width: merged features.
+        labels: per parent int64 [size] in [0, width), or None where the parent lacks the space.
+        free: False where the order had to be kept (inputs, outputs, constants).
+    """
+
+    name: str
+    width: int
+    labels: list[Tensor | None]
+    free: bool
+
+    @property
+    def partition(self) -> Partition:
+        return Partition(
+            self.width, {m: found for m, found in enumerate(self.labels) if found is not None}
+        )
+
+
+@dataclass(frozen=True)
+class AlignmentPlan:
+    """What a merge will do; save it, read it, apply it again.
+
+    Attributes:
+        options: how the merge was asked for.
+        parents: per parent, a fingerprint of its class, tensor names and shapes.
+        inputs: shapes and dtypes of the example inputs the parents are traced with.
+        base: index of the parent whose modules carry the merged network.
+        stages: stage names.
+        slots: per parent, per stage, per merged position: the parent's unit, or None.
+        similarities: stage -> per parent, CKA [deepest parent's units, this parent's units].
+        spaces: one partition per space.
+        notes: remarks for the user.
+        blocks: stages named by hand, or None.
+    """
+
+    options: Options
+    parents: list[dict[str, Any]]
+    inputs: dict[str, Any]
+    base: int
+    stages: list[str]
+    slots: list[list[list[int | None]]]
+    similarities: dict[str, list[Tensor]]
+    spaces: list[PlannedSpace]
+    notes: tuple[str, ...] = ()
+    blocks: list[Any] | None = None
+    samples: int = 0
+    seconds: dict[str, float] = field(default_factory=dict, compare=False)
+
+    @property
+    def weights(self) -> list[float]:
+        """Parent weights, summing to 1."""
+        return self.options.shares(len(self.parents))
+
+    @property
+    def segments(self) -> dict[str, list[int]]:
+        """Stage -> merged position of every unit of the parent with the fewest there."""
+        found = {}
+        for s, name in enumerate(self.stages):
+            rows = [[i for i, k in enumerate(slots[s]) if k is not None] for slots in self.slots]
+            found[name] = min(rows, key=len)
+        return found
+
+    @property
+    def similarity(self) -> dict[str, list[list[float]]]:
+        """Stage -> CKA [deep, shallow] behind `segments`."""
+        found = {}
+        for s, name in enumerate(self.stages):
+            counts = [sum(k is not None for k in slots[s]) for slots in self.slots]
+            order = sorted(range(len(counts)), key=lambda m: (counts[m], m != self.base, m))
+            tables = self.similarities.get(name)
+            if tables:
+                pick = order[0] if len(set(counts)) > 1 else _other(tables)
+                found[name] = tables[pick].tolist()
+        return found
+
+    def with_options(self, **changes: Any) -> AlignmentPlan:
+        """The same plan with other options of `apply`."""
+        return replace(self, options=Options.make({**self.options.to_dict(), **changes}))
+
+    def save(self, directory: str | Path) -> None:
+        """Write plan.json and plan.safetensors into a directory, which is made if needed."""
+        from hetmerge.plan_files import write_plan
+
+        write_plan(self, Path(directory))
+
+    @staticmethod
+    def load(directory: str | Path) -> AlignmentPlan:
+        """Read a plan; PlanError if a file is missing, damaged or was changed by hand."""
+        from hetmerge.plan_files import read_plan
+
+        return read_plan(Path(directory))
+
+    def summary(self) -> str:
+        """What will happen, for a person."""
+        from hetmerge.report import summarise
+
+        return summarise(self)
+
+
+def _other(tables: list[Tensor]) -> int:
+    """The first parent that is compared with another one, not with itself."""
+    eyes = [t.shape[0] == t.shape[1] and torch.equal(t, torch.eye(len(t)).to(t)) for t in tables]
+    return eyes.index(False) if False in eyes else 0
+
+
+def plan(
+    models: Sequence[nn.Module],
+    batches: Iterable[Any],
+    *,
+    blocks: Sequence[Any] | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> AlignmentPlan:
+    """Decide what meets what; see :class:`hetmerge.options.Options` for the options.
+
+    Args:
+        models: the parents; never modified.
+        batches: calibration inputs without labels (see :func:`hetmerge.calibrate`).
+        blocks: stages named by hand: per parent, per stage, module paths.
+    """
+    return plan_statistics(models, batches, blocks=blocks, progress=progress, **options)[0]
+
+
+def plan_statistics(
+    models: Sequence[nn.Module],
+    batches: Iterable[Any],
+    *,
+    blocks: Sequence[Any] | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> tuple[AlignmentPlan, Statistics, dict[int, Partition]]:
+    """A plan with the statistics and partitions it was made from."""
+    chosen = Options.make(options)
+    calls = as_calls(models, batches, chosen.depth)
+    chosen.shares(len(models))
+    statistics = calibrate(models, _again(calls), depth=chosen.depth, blocks=blocks, progress=progress)
+    matching = match_spaces(
+        statistics,
+        match=chosen.match,
+        alpha=chosen.alpha,
+        beta=chosen.beta,
+        width=chosen.width,
+        outputs=chosen.outputs,
+        labels=chosen.labels,
+        weights=chosen.shares(len(models)),
+        backend=chosen.backend,
+    )
+    setting = statistics.setting
+    spaces = setting.skeleton.graph.spaces
+    found = AlignmentPlan(
+        options=chosen,
+        parents=[fingerprint(model) for model in models],
+        inputs=call_spec(calls[0]),
+        base=setting.alignment.base,
+        stages=setting.alignment.names,
+        slots=setting.alignment.slots,
+        similarities=statistics.similarity,
+        spaces=[
+            PlannedSpace(
+                spaces[k].name,
+                p.width,
+                [p.labels.get(m) for m in range(len(models))],
+                spaces[k].free,
+            )
+            for k, p in matching.partitions.items()
+        ],
+        notes=(*_passage_notes(setting), *matching.notes),
+        blocks=list(blocks) if blocks is not None else None,
+        samples=statistics.samples,
+    )
+    return found, statistics, matching.partitions
+
+
+def _again(calls: Sequence[Call]) -> list[Any]:
+    return [args if not kwargs else kwargs for args, kwargs in calls]
+
+
+def _passage_notes(setting: Setting) -> list[str]:
+    bad = [setting.stages[s].units[i].paths[0] for (s, i), p in setting.passages.items() if not p.exact]
+    if not bad:
+        return []
+    return [
+        f"a parent without unit {bad[0]!r} passes it by an identity layer, which is not exact here: "
+        "its activation changes values that it has already seen"
+    ]
+
+
+def as_batches(batches: Iterable[Any] | None) -> list[Call]:
+    """Calls of optional batches."""
+    return [as_call(batch) for batch in batches] if batches is not None else []
+
+
+def setting_of(
+    plan: AlignmentPlan, models: Sequence[nn.Module]
+) -> tuple[Setting, dict[int, Partition]]:
+    """Trace the parents again and lay the plan over them.
+
+    Raises:
+        PlanError: the plan was made for other models.
+    """
+    if len(models) != len(plan.parents):
+        raise PlanError(f"models: got {len(models)}; the plan was made for {len(plan.parents)}")
+    for m, (model, wanted) in enumerate(zip(models, plan.parents, strict=True)):
+        if (found := fingerprint(model)) != wanted:
+            raise PlanError(
+                f"models[{m}]: got {found['class']} with {found['parameters']:,} parameters; "
+                f"the plan was made for {wanted['class']} with {wanted['parameters']:,} "
+                "(tensor names and shapes must be equal)"
+            )
+    call = call_from(plan.inputs)
+    networks = [Network(model, call, f"models[{m}]") for m, model in enumerate(models)]
+    stages = find_stages(networks, plan.blocks)
+    alignment = Alignment(stages, plan.slots, plan.similarities, plan.base)
+    setting = build_setting(networks, alignment, call)
+    by_name = {space.name: space.index for space in setting.skeleton.graph.spaces}
+    missing = [s.name for s in plan.spaces if s.name not in by_name]
+    if missing:
+        raise PlanError(f"the plan names space {missing[0]!r}, which these models do not have")
+    return setting, {by_name[s.name]: s.partition for s in plan.spaces}

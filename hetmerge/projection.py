@@ -1,0 +1,185 @@
+"""Every tensor of every parent through the partitions: the weights of the merged network."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hetmerge.correspondence import Correspondence
+from hetmerge.network import Network
+from hetmerge.ops.project import project
+from hetmerge.partition import Partition, dim_labels
+from hetmerge.setting import Setting
+from hetmerge.tracing.expr import Expr, leaves
+
+
+@dataclass(frozen=True)
+class Share:
+    """One parent's part in one merged tensor.
+
+    `tensor` is None where the parent adds nothing but its features still count in the average: the
+    absent branch of a residual unit is zero, not missing.
+    """
+
+    parent: int
+    tensor: Tensor | None
+
+
+class Projector:
+    """Sends tensors and activations of the parents through one set of partitions."""
+
+    def __init__(
+        self,
+        setting: Setting,
+        partitions: dict[int, Partition],
+        weights: Sequence[float],
+        backend: str = "auto",
+    ):
+        self.setting, self.partitions, self.weights, self.backend = (
+            setting,
+            partitions,
+            list(weights),
+            backend,
+        )
+        self._tables = [self._table(m) for m in range(len(setting.parents))]
+        self.widths = {space: p.width for space, p in partitions.items()}
+
+    def _table(self, parent: int) -> dict[int, tuple[Tensor, int]]:
+        return {
+            space: (partition.labels[parent], partition.width)
+            for space, partition in self.partitions.items()
+            if parent in partition.labels
+        }
+
+    def labels(self, expr: Expr, parent: int) -> tuple[Tensor, int]:
+        """Merged position of every element of a skeleton dimension in one parent's sizes."""
+        return dim_labels(expr, self._tables[parent])
+
+    def has(self, expr: Expr, parent: int) -> bool:
+        """The parent has every space of this dimension."""
+        return all(
+            leaf.space in self._tables[parent] for leaf in leaves(expr) if leaf.space in self.widths
+        )
+
+    def state(self) -> dict[str, Tensor]:
+        """The merged network's traced tensors by name."""
+        graph = self.setting.skeleton.graph
+        merged = {name: self.tensor(name) for name in graph.tensors}
+        merged.update({alias: merged[name] for alias, name in graph.aliases.items() if name in merged})
+        return merged
+
+    def tensor(self, name: str) -> Tensor:
+        """One merged tensor."""
+        graph = self.setting.skeleton.graph
+        exprs = graph.tensors[name]
+        shares = [s for m in range(len(self.setting.parents)) if (s := self.share(m, name))]
+        rows = [d for d in range(len(exprs)) if (name, d) not in graph.consumed]
+        cols = [d for d in range(len(exprs)) if (name, d) in graph.consumed]
+        plain = [d for d in rows + cols if self._trivial(exprs[d], shares)]
+        rows = [d for d in rows if d not in plain]
+        cols = [d for d in cols if d not in plain]
+        layout = _Layout(rows, cols, plain)
+        labels = [[self.labels(exprs[d], s.parent) for d in rows] for s in shares]
+        row_labels = [_joint(found) for found in labels]
+        col_labels = [_joint([self.labels(exprs[d], s.parent) for d in cols]) for s in shares]
+        merged = project(
+            [None if s.tensor is None else layout.fold(s.tensor) for s in shares],
+            [found for found, _ in row_labels],
+            [found for found, _ in col_labels],
+            row_labels[0][1],
+            col_labels[0][1],
+            self._weights_of(shares),
+            self.backend,
+        )
+        sizes = [self.labels(e, shares[0].parent)[1] for e in exprs]
+        merged = layout.unfold(merged, sizes)
+        return self._fill(name, merged, row_labels, layout)
+
+    def _weights_of(self, shares: Sequence[Share]) -> list[float]:
+        """Their weights; equal where only parents of weight 0 have the tensor."""
+        weights = [self.weights[s.parent] for s in shares]
+        return weights if any(weights) else [1.0] * len(shares)
+
+    def _trivial(self, expr: Expr, shares: Sequence[Share]) -> bool:
+        """The same identity for every parent: a trailing dimension that needs no labels."""
+        for share in shares:
+            labels, merged = self.labels(expr, share.parent)
+            if len(labels) != merged or not torch.equal(labels, torch.arange(merged)):
+                return False
+        return True
+
+    def _fill(
+        self, name: str, merged: Tensor, rows: list[tuple[Tensor, int]], layout: _Layout
+    ) -> Tensor:
+        """Variances of features that only absent parents have must not be zero."""
+        if name.endswith("running_var") and merged.dim() == 1 and layout.rows:
+            seen = torch.zeros(rows[0][1], dtype=torch.bool)
+            for labels, _ in rows:
+                seen[labels] = True
+            merged[~seen] = 1
+        return merged
+
+    def share(self, parent: int, name: str) -> Share | None:
+        """What one parent puts into one tensor; None if it has no part in it."""
+        setting, link = self.setting, self.setting.links[parent]
+        if name in link.tensors:
+            return Share(parent, link.parent.state[link.tensors[name]])
+        slot = link.missing_slot(name)
+        passage = setting.passages.get(slot) if slot else None
+        if passage is None:
+            return None
+        layers = {x.node: x for x in setting.skeleton.layers if x.node in set(passage.layers)}
+        additive = {t for x in layers.values() for t in (x.weight, x.bias, x.own_bias) if t}
+        if passage.residual:
+            return Share(parent, None) if name in additive else None
+        return Share(parent, self._identity(name, parent, link, setting.skeleton))
+
+    def _identity(self, name: str, parent: int, link: Correspondence, skeleton: Network) -> Tensor:
+        exprs, like = skeleton.graph.tensors[name], skeleton.state[name]
+        sizes = [len(self.labels(e, parent)[0]) for e in exprs]
+        if like.dim() == 1:
+            if name.endswith(("running_mean", "bias")):
+                return like.new_zeros(sizes)
+            return like[:1].expand(sizes).clone() if name.endswith("var") else like.new_ones(sizes)
+        centre = tuple(size // 2 for size in sizes[2:])
+        tensor = like.new_zeros(sizes)
+        tensor[(slice(None), slice(None), *centre)] = torch.eye(sizes[0], sizes[1], dtype=like.dtype)
+        return tensor
+
+
+@dataclass(frozen=True)
+class _Layout:
+    """Brings a tensor to [rows, columns, rest] and back."""
+
+    rows: list[int]
+    cols: list[int]
+    plain: list[int]
+
+    def fold(self, tensor: Tensor) -> Tensor:
+        order = [*self.rows, *self.cols, *self.plain]
+        shape = tensor.shape
+        r, c = (_count([shape[d] for d in dims]) for dims in (self.rows, self.cols))
+        return tensor.permute(order).reshape(r, c, _count([shape[d] for d in self.plain]))
+
+    def unfold(self, merged: Tensor, sizes: list[int]) -> Tensor:
+        order = [*self.rows, *self.cols, *self.plain]
+        inverse = [order.index(d) for d in range(len(order))]
+        return merged.reshape([sizes[d] for d in order]).permute(inverse).contiguous()
+
+
+def _count(sizes: Sequence[int]) -> int:
+    total = 1
+    for size in sizes:
+        total *= int(size)
+    return total
+
+
+def _joint(found: list[tuple[Tensor, int]]) -> tuple[Tensor, int]:
+    labels, merged = torch.zeros(1, dtype=torch.int64), 1
+    for inner, count in found:
+        labels = (labels[:, None] * count + inner).flatten()
+        merged *= count
+    return labels, merged

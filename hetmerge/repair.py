@@ -1,0 +1,106 @@
+"""Corrections that only rescale: BatchNorm re-estimation and REPAIR; and norms made whole again."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor, nn
+
+from hetmerge.execution import Walker
+from hetmerge.layers import Layer
+from hetmerge.network import Network
+
+if TYPE_CHECKING:
+    from hetmerge.refit import Fitter
+
+REPAIRS = ("none", "bn", "repair")
+_SMALL = 1e-6
+
+
+def rescale(fitter: Fitter, layer: Layer) -> None:
+    """Give each feature of a layer's output the mean and deviation it should have.
+
+    "bn": those a re-estimated BatchNorm would give it, from the parents' averaged beta and gamma;
+    "repair" (arXiv 2211.08403): the averages of the parents' own statistics.
+    """
+    if fitter.repair == "none" or fitter.is_head(layer) or layer.groups < 1:
+        return
+    if fitter.repair == "bn" and not layer.norm:
+        return
+    wanted = _wanted(fitter, layer)
+    mean, std = _statistics(fitter.walker.value(layer.tail), layer.feature_dim)
+    factor = torch.where(std > _SMALL, wanted[1] / std.clamp_min(_SMALL), torch.ones_like(std))
+    state = fitter.merged.state
+    weight = state[layer.weight]
+    shape = [1] * weight.dim()
+    shape[-1 if layer.transposed else 0] = -1
+    weight.mul_(factor.reshape(shape).to(weight.dtype))
+    if layer.bias:
+        bias = state[layer.bias]
+        bias.copy_((bias.double() - mean) * factor + wanted[0])
+        if layer.own_bias and layer.own_bias != layer.bias:
+            own = state[layer.own_bias]
+            own.mul_(factor.to(own.dtype))
+    fitter.walker.forget(layer.node)
+
+
+def _wanted(fitter: Fitter, layer: Layer) -> tuple[Tensor, Tensor]:
+    values = fitter.parent_values(layer.tail, layer)
+    width, factors = fitter.averages(layer.tail, layer.feature_dim, [m for m, _ in values])
+    mean, std = torch.zeros(2, width, dtype=torch.float64)
+    for m, batches in values:
+        if batches is None:
+            continue
+        mine = _scales(fitter, layer, m) if fitter.repair == "bn" else None
+        found = mine or _statistics(batches, layer.feature_dim)
+        labels, factor = factors[m]
+        mean.index_add_(0, labels, found[0] * factor)
+        std.index_add_(0, labels, found[1] * factor)
+    return mean, std
+
+
+def _scales(fitter: Fitter, layer: Layer, parent: int) -> tuple[Tensor, Tensor] | None:
+    """(beta, |gamma|) of the parent's own norm at this layer."""
+    link = fitter.setting.links[parent]
+    name = link.tensors.get(f"{layer.norm}.bias")
+    if name is None:
+        return None
+    gamma, beta = link.parent.scales[name.removesuffix(".bias")]
+    return beta.double(), gamma.double()
+
+
+def _statistics(values: list[Tensor], dim: int) -> tuple[Tensor, Tensor]:
+    """Mean and standard deviation per feature over all batches and positions, float64."""
+    count, total, square = 0, torch.zeros(()), torch.zeros(())
+    pivot: Tensor | None = None
+    for value in values:
+        rows = value.movedim(dim, -1).flatten(0, -2).double()
+        pivot = rows.mean(0) if pivot is None else pivot
+        rows = rows - pivot
+        count += len(rows)
+        total, square = total + rows.sum(0), square + rows.square().sum(0)
+    assert pivot is not None
+    mean = total / count
+    return mean + pivot, (square / count - mean.square()).clamp_min(0).sqrt()
+
+
+def realise_norm(merged: Network, walker: Walker, layer: Layer) -> None:
+    """Give a folded BatchNorm the statistics of its input, with the same function as before.
+
+    The network can then be trained on: its running statistics are those of the data.
+    """
+    if not layer.norm:
+        return
+    norm = merged.model.get_submodule(layer.norm)
+    assert isinstance(norm, nn.modules.batchnorm._BatchNorm)
+    assert norm.running_mean is not None
+    assert norm.running_var is not None
+    mean, std = _statistics(walker.value(layer.node), layer.feature_dim)
+    variance = std.square()
+    norm.running_mean.copy_(mean)
+    norm.running_var.copy_(variance)
+    scale = (norm.running_var.double() + norm.eps).sqrt()
+    norm.bias.add_(norm.running_mean * norm.weight)
+    norm.weight.mul_(scale.to(norm.weight.dtype))
+    walker.forget(layer.node, itself=False)

@@ -1,0 +1,121 @@
+"""What a merge will do and what it did, for a person and as plain data."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, field
+from typing import TYPE_CHECKING, Any
+
+from torch import nn
+
+from hetmerge.partition import Partition
+from hetmerge.setting import Setting
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from hetmerge.planning import AlignmentPlan
+    from hetmerge.refit import Fit
+
+
+@dataclass
+class SpaceReport:
+    """One space: its sizes in the parents, merged width, features that share a cluster."""
+
+    name: str
+    sizes: list[int | None]
+    width: int
+    merged: int
+    free: bool
+
+
+@dataclass
+class Report:
+    """What a merge did.
+
+    Attributes:
+        parameters: of every parent.
+        merged_parameters: of the result.
+        segments: stage -> merged positions of the units of its shallowest parent.
+        spaces: what happened to each space.
+        fits: per layer group, share of its targets' variance explained before and after refit.
+        exact: the result is the parents' average (or their outputs side by side) by construction.
+        replaced: shortcuts that became 1x1 convolutions.
+        notes: remarks for the user.
+        seconds: of the parts that were run.
+    """
+
+    parameters: list[int]
+    merged_parameters: int
+    samples: int
+    weights: list[float]
+    options: dict[str, Any]
+    segments: dict[str, list[int]]
+    spaces: list[SpaceReport]
+    fits: list[dict[str, Any]]
+    exact: bool
+    replaced: list[str]
+    notes: list[str]
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return asdict(self)
+
+
+def make_report(
+    plan: AlignmentPlan,
+    setting: Setting,
+    partitions: dict[int, Partition],
+    model: nn.Module,
+    fits: Sequence[Fit],
+    exact: bool,
+) -> Report:
+    """Gather what is known after a merge."""
+    spaces = setting.skeleton.graph.spaces
+    parents = range(len(setting.parents))
+    return Report(
+        parameters=[parent["parameters"] for parent in plan.parents],
+        merged_parameters=sum(p.numel() for p in model.parameters()),
+        samples=plan.samples,
+        weights=plan.weights,
+        options=plan.options.to_dict(),
+        segments=plan.segments,
+        spaces=[
+            SpaceReport(
+                spaces[k].name,
+                [len(p.labels[m]) if m in p.labels else None for m in parents],
+                p.width,
+                p.merged,
+                spaces[k].free,
+            )
+            for k, p in partitions.items()
+        ],
+        fits=[asdict(fit) for fit in fits],
+        exact=exact,
+        replaced=list(setting.skeleton.replaced or setting.parents[setting.alignment.base].replaced),
+        notes=list(plan.notes),
+    )
+
+
+def summarise(plan: AlignmentPlan) -> str:
+    """A plan in words: parents, depth, width per space, remarks."""
+    lines = [
+        f"{len(plan.parents)} parents, {plan.samples} calibration inputs, match {plan.options.match}"
+    ]
+    for m, (parent, weight) in enumerate(zip(plan.parents, plan.weights, strict=True)):
+        lines.append(
+            f"  models[{m}]: {parent['class']}, {parent['parameters']:,} parameters, weight {weight:.3g}"
+        )
+    for s, name in enumerate(plan.stages):
+        counts = [sum(k is not None for k in slots[s]) for slots in plan.slots]
+        depths = " + ".join(str(c) for c in counts)
+        lines.append(
+            f"  stage {name}: {depths} units -> {len(plan.slots[plan.base][s])}, "
+            f"placed at {plan.segments[name]}"
+        )
+    for space in plan.spaces:
+        if space.free:
+            sizes = " + ".join("-" if x is None else str(len(x)) for x in space.labels)
+            lines.append(f"  space {space.name}: {sizes} -> {space.width}")
+    lines += [f"  note: {note}" for note in plan.notes]
+    return "\n".join(lines)

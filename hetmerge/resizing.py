@@ -1,0 +1,62 @@
+"""Give modules tensors of other shapes, and make their size attributes agree."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import Tensor, nn
+
+CONV = nn.modules.conv._ConvNd
+_TRANSPOSED = nn.modules.conv._ConvTransposeNd
+
+
+def set_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
+    """Replace parameters and buffers by name, whatever their shape; tied ones stay tied."""
+    shared: dict[int, nn.Parameter] = {}
+    named = dict(model.named_parameters(remove_duplicate=False))
+    for name, tensor in state.items():
+        path, _, leaf = name.rpartition(".")
+        module = model.get_submodule(path)
+        if name in named:
+            old = named[name]
+            if id(old) not in shared:
+                shared[id(old)] = nn.Parameter(tensor.detach().clone(), requires_grad=False)
+            module._parameters[leaf] = shared[id(old)]
+        else:
+            module._buffers[leaf] = tensor.detach().clone()
+
+
+def resize(model: nn.Module, groups: Mapping[str, int]) -> None:
+    """Make the size attributes of torch's own layers agree with their tensors."""
+    for path, module in model.named_modules():
+        sizes = _layer_sizes(module, groups.get(path))
+        for name, value in sizes.items():
+            setattr(module, name, value)
+
+
+def _layer_sizes(module: nn.Module, groups: int | None) -> dict[str, object]:
+    weight = getattr(module, "weight", None)
+    if not isinstance(weight, Tensor):
+        return _attention_sizes(module) if isinstance(module, nn.MultiheadAttention) else {}
+    shape = weight.shape
+    if isinstance(module, CONV):
+        count = groups or module.groups
+        if isinstance(module, _TRANSPOSED):
+            return {"in_channels": shape[0], "out_channels": shape[1] * count, "groups": count}
+        return {"in_channels": shape[1] * count, "out_channels": shape[0], "groups": count}
+    if isinstance(module, nn.Linear):
+        return {"in_features": shape[1], "out_features": shape[0]}
+    if isinstance(module, nn.modules.batchnorm._NormBase):
+        return {"num_features": shape[0]}
+    if isinstance(module, nn.GroupNorm):
+        return {"num_channels": shape[0], "num_groups": groups or module.num_groups}
+    if isinstance(module, (nn.LayerNorm, nn.RMSNorm)):
+        return {"normalized_shape": tuple(shape)}
+    if isinstance(module, nn.Embedding):
+        return {"num_embeddings": shape[0], "embedding_dim": shape[1]}
+    return {}
+
+
+def _attention_sizes(module: nn.MultiheadAttention) -> dict[str, object]:
+    width = module.out_proj.weight.shape[0]
+    return {"embed_dim": width, "kdim": width, "vdim": width}

@@ -1,0 +1,110 @@
+"""Everything the stages of a merge share: canonical parents, their alignment, the skeleton."""
+
+from __future__ import annotations
+
+import copy
+from collections import OrderedDict
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from torch import nn
+
+from hetmerge.alignment import Alignment
+from hetmerge.branches import Passage, passage
+from hetmerge.correspondence import Correspondence
+from hetmerge.errors import AlignmentError
+from hetmerge.network import Call, Network
+from hetmerge.outline import Stage, stages_in
+
+
+@dataclass(frozen=True)
+class Setting:
+    """Parents, the merged network's skeleton, and the links between them.
+
+    Attributes:
+        parents: the canonical parents.
+        skeleton: a network with the merged depth (its widths are those of the base parent).
+        stages: the skeleton's stages.
+        links: per parent, the map from the skeleton to it.
+        passages: (stage, position) -> how a parent without that unit passes it.
+        call: example inputs.
+    """
+
+    parents: tuple[Network, ...]
+    skeleton: Network
+    stages: list[Stage]
+    alignment: Alignment
+    links: tuple[Correspondence, ...]
+    passages: dict[tuple[int, int], Passage]
+    call: Call
+
+    def members(self, space: int) -> tuple[int, ...]:
+        """The parents that have this space of the skeleton."""
+        return tuple(m for m, link in enumerate(self.links) if space in link.spaces)
+
+    def width(self, parent: int, space: int) -> int:
+        """Size of the skeleton's `space` in one parent."""
+        link = self.links[parent]
+        return link.parent.graph.spaces[link.spaces[space]].size
+
+
+def build_setting(networks: Sequence[Network], alignment: Alignment, call: Call) -> Setting:
+    """Grow the skeleton to the merged depth and link every parent to it."""
+    base = networks[alignment.base]
+    grown = [
+        alignment.depth(s) - len(stage.units)
+        for s, stage in enumerate(alignment.stages[alignment.base])
+    ]
+    skeleton, stages = base, alignment.stages[alignment.base]
+    if any(grown):
+        model = _grow(base, stages, grown)
+        skeleton = Network(model, call, "merged network", fold=False)
+        stages = _stages_again(skeleton, stages)
+    passages: dict[tuple[int, int], Passage] = {}
+    for slots in alignment.slots:
+        for s, row in enumerate(slots):
+            for i, unit in enumerate(row):
+                if unit is None and (s, i) not in passages:
+                    passages[s, i] = passage(skeleton, stages[s].units[i])
+    links = tuple(
+        Correspondence(skeleton, network, (stages, own), slots, passages)
+        for network, own, slots in zip(networks, alignment.stages, alignment.slots, strict=True)
+    )
+    return Setting(tuple(networks), skeleton, stages, alignment, links, passages, call)
+
+
+def _grow(base: Network, stages: list[Stage], grown: list[int]) -> nn.Module:
+    model = copy.deepcopy(base.model)
+    for stage, extra in reversed(list(zip(stages, grown, strict=True))):
+        if not extra:
+            continue
+        if not stage.container and stage.units[0].kind == "custom":
+            raise AlignmentError(
+                f"stage {stage.name!r}: the network that is deepest elsewhere is shallower here, "
+                "and blocks named by hand cannot be added; make one parent the deepest everywhere"
+            )
+        container = model.get_submodule(stage.container)
+        last = [path.rpartition(".")[2] for path in stage.units[-1].paths]
+        children = list(container.named_children())
+        position = [name for name, _ in children].index(last[-1]) + 1
+        copies = [copy.deepcopy(dict(children)[name]) for _ in range(extra) for name in last]
+        modules = [m for _, m in children]
+        modules[position:position] = copies
+        container._modules = OrderedDict((str(i), m) for i, m in enumerate(modules))
+    return model
+
+
+def _stages_again(skeleton: Network, stages: list[Stage]) -> list[Stage]:
+    paths = list(dict.fromkeys(stage.container for stage in stages))
+    found = [
+        stage
+        for path in paths
+        for stage in stages_in(skeleton.model.get_submodule(path), path, skeleton.nodes)
+    ]
+    order = skeleton.nodes.order
+    found.sort(key=lambda stage: order[stage.units[0].output])
+    if len(found) != len(stages):
+        raise AlignmentError("the deepened network's stages differ from its parent's")
+    return found
+
+

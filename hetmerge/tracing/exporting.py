@@ -1,0 +1,100 @@
+"""Export a model to a functional ATen program."""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import fx, nn
+from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
+
+from hetmerge.errors import TraceError
+from hetmerge.tracing.conventions import inference
+from hetmerge.tracing.operators import operator_name
+
+
+def example(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
+    """Normalise the ways to give a model's inputs."""
+    if isinstance(args, Mapping):
+        if kwargs:
+            raise TraceError("inputs given as a mapping and as keyword arguments; give one")
+        return (), dict(args)
+    if isinstance(args, torch.Tensor):
+        args = (args,)
+    if not isinstance(args, (tuple, list)):
+        raise TraceError(
+            f"inputs must be a tensor, a tuple, a list or a dict, got {type(args).__name__}"
+        )
+    if kwargs is not None and not isinstance(kwargs, Mapping):
+        raise TraceError(f"keyword arguments must be a dict, got {type(kwargs).__name__}")
+    return tuple(args), dict(kwargs or {})
+
+
+def export(
+    model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None
+) -> ExportedProgram:
+    """Export a model to a functional ATen program.
+
+    Evaluation mode, no gradients, no cache; the model is left as it was. Parameters stay real, so
+    the program can be run unless the model is on the meta device.
+
+    Args:
+        model: any module that `torch.export` accepts.
+        args: example inputs: a tensor, a tuple, a list, or a dict of keyword inputs.
+        kwargs: example keyword inputs.
+
+    Raises:
+        TraceError: the model cannot be exported for these inputs.
+    """
+    if not isinstance(model, nn.Module):
+        raise TraceError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+    args, kwargs = example(args, kwargs)
+    meta = any(p.device.type == "meta" for p in model.parameters())
+    device: Any = torch.device("meta") if meta else contextlib.nullcontext()
+    if meta:
+        args, kwargs = pytree.tree_map(_to_meta, (args, kwargs))
+    try:
+        with inference(model), device, warnings.catch_warnings():
+            # recurrent layers re-list their weights while they are traced; torch restores the list
+            warnings.filterwarnings("ignore", message=r"The tensor attributes? self\..*_flat_weights")
+            exported = torch.export.export(model, args, kwargs, strict=False)
+            if _mutable(exported):
+                exported = exported.run_decompositions({})
+    except Exception as error:
+        raise TraceError(_failure(model, args, kwargs, error)) from error
+    left = _mutable(exported)
+    if left:
+        raise TraceError(f"{type(model).__name__}: in-place {left[0]} could not be made functional")
+    return exported
+
+
+def _to_meta(leaf: Any) -> Any:
+    return leaf.to("meta") if isinstance(leaf, torch.Tensor) else leaf
+
+
+def _failure(model: nn.Module, args: Any, kwargs: Any, error: Exception) -> str:
+    shapes = [_shape(leaf) for leaf in args]
+    shapes += [f"{name}={_shape(leaf)}" for name, leaf in kwargs.items()]
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    cause = f"{type(error).__name__}: {lines[0]}" if lines else type(error).__name__
+    return f"{type(model).__name__} cannot be exported for inputs ({', '.join(shapes)}): {cause}"
+
+
+def _shape(leaf: Any) -> str:
+    return str(list(leaf.shape)) if isinstance(leaf, torch.Tensor) else type(leaf).__name__
+
+
+def _mutable(exported: ExportedProgram) -> list[str]:
+    """In-place operators, nested graphs included."""
+    graphs = [m for m in exported.graph_module.modules() if isinstance(m, fx.GraphModule)]
+    return [
+        operator_name(node)
+        for graph in graphs
+        for node in graph.graph.nodes
+        if node.op == "call_function"
+        and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
+    ]

@@ -1,0 +1,127 @@
+from pathlib import Path
+from typing import Any, get_args
+
+import pytest
+import yaml
+
+from hetmerge import ConfigError
+from hetmerge.alignment import DEPTHS
+from hetmerge.config import MergeConfig, MergeParameters, read_config
+from hetmerge.matching import MATCHES
+from hetmerge.options import BACKENDS, Options
+from hetmerge.outputs import OUTPUTS
+from hetmerge.repair import REPAIRS
+
+GOOD: dict[str, Any] = {
+    "models": [{"model": "deep", "parameters": {"weight": 3}}, {"python": "nets:shallow"}],
+    "calibration": {"path": "inputs.npy"},
+}
+
+
+def written(tmp_path: Path, data: object) -> Path:
+    path = tmp_path / "config.yaml"
+    path.write_text(yaml.safe_dump(data))
+    return path
+
+
+def test_defaults_need_not_be_written(tmp_path: Path) -> None:
+    config = read_config(written(tmp_path, GOOD))
+    assert config.weights == [3.0, 1.0]
+    assert (config.merge_method, config.dtype, config.out_dtype) == ("zip", "float32", None)
+    assert config.parameters == MergeParameters()
+    assert (config.parameters.alpha, config.parameters.beta, config.parameters.width) == (
+        0.5,
+        1.0,
+        "max",
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected"),
+    [
+        ({"model": 1}, "unknown key 'model'; did you mean 'models'?"),
+        ({"parameters": {"alhpa": 0.5}}, "parameters: unknown key 'alhpa'; did you mean 'alpha'?"),
+        ({"calibration": {"path": "a.npy", "smaples": 3}}, "did you mean 'samples'?"),
+        (
+            {"models": [{"model": "a", "parameters": {"weigth": 1}}, {"model": "b"}]},
+            "models.0.parameters: unknown key 'weigth'; did you mean 'weight'?",
+        ),
+        ({"zzz": 1}, "unknown key 'zzz'; allowed: models, merge_method"),
+    ],
+)
+def test_unknown_keys_name_the_nearest(
+    tmp_path: Path, changes: dict[str, Any], expected: str
+) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config(written(tmp_path, {**GOOD, **changes}))
+    assert expected in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("changes", "place"),
+    [
+        ({"parameters": {"alpha": "high"}}, "parameters.alpha: "),
+        ({"parameters": {"alpha": True}}, "parameters.alpha: "),
+        ({"parameters": {"alpha": 0}}, "parameters.alpha: "),
+        ({"parameters": {"beta": float("nan")}}, "parameters.beta: "),
+        ({"parameters": {"refit": "yes"}}, "parameters.refit: "),
+        ({"parameters": {"width": "mx"}}, "parameters.width: expected 'max', 'union'"),
+        ({"parameters": {"width": -2.0}}, "parameters.width: expected 'max', 'union'"),
+        ({"parameters": {"width": True}}, "parameters.width: expected 'max', 'union'"),
+        ({"parameters": {"width": {}}}, "parameters.width: expected 'max', 'union'"),
+        ({"parameters": {"labels": [["a"]]}}, "parameters.labels: expected 2 lists, got 1"),
+        ({"parameters": None}, "parameters: expected a mapping, got None"),
+        ({"merge_method": "slerp"}, "merge_method: "),
+        ({"models": [{"model": "a"}]}, "models: "),
+        ({"models": [{"model": "a", "python": "b:c"}, {"model": "d"}]}, "exactly one of 'model'"),
+        ({"models": [{"python": "module"}, {"model": "d"}]}, "expected module:function"),
+        ({"models": [{"model": "a", "parameters": {"weight": -1}}] * 2}, "parameters.weight: "),
+        ({"models": [{"model": "a", "parameters": {"weight": 0}}] * 2}, "weight must be above 0"),
+        ({"calibration": {"path": "a.pkl"}}, "expected a file ending in .txt, .jsonl, .npy"),
+        ({"calibration": {"path": "a.npy", "tokens": 5}}, "'tokens' does not apply to a .npy"),
+        ({"calibration": {"path": "a.txt", "samples": 5}}, "'samples' does not apply to a .txt"),
+        ({"calibration": {"path": "a.npy", "batch_size": 0}}, "calibration.batch_size: "),
+        ({"dtype": "int8"}, "dtype: "),
+    ],
+)
+def test_wrong_values_name_their_place(tmp_path: Path, changes: dict[str, Any], place: str) -> None:
+    with pytest.raises(ConfigError) as caught:
+        read_config(written(tmp_path, {**GOOD, **changes}))
+    assert place in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "- 1", "hello", "a: [\n b: c", "\0"])
+def test_not_a_mapping_or_not_yaml(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    with pytest.raises(ConfigError, match="expected a mapping|not valid YAML"):
+        read_config(path)
+
+
+def test_missing_sections_and_files(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="calibration: required, but missing"):
+        read_config(written(tmp_path, {"models": GOOD["models"]}))
+    with pytest.raises(ConfigError, match="cannot be read"):
+        read_config(tmp_path / "nowhere.yaml")
+
+
+def test_every_width_form(tmp_path: Path) -> None:
+    for width in ("max", "union", 1.5, 2, {"stream": 1.25}):
+        config = read_config(written(tmp_path, {**GOOD, "parameters": {"width": width}}))
+        assert config.parameters.width == width
+
+
+def test_choices_and_defaults_are_those_of_the_library() -> None:
+    fields = MergeParameters.model_fields
+    assert get_args(MergeConfig.model_fields["merge_method"].annotation) == MATCHES
+    for name, choices in (
+        ("depth", DEPTHS),
+        ("outputs", OUTPUTS),
+        ("repair", REPAIRS),
+        ("backend", BACKENDS),
+    ):
+        assert get_args(fields[name].annotation) == choices
+    defaults = Options().to_dict()
+    assert {name: defaults[name] for name in fields} == MergeParameters().model_dump()
+    assert defaults["match"] == MergeConfig.model_fields["merge_method"].default

@@ -1,0 +1,35 @@
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from .conftest import Finished
+
+
+@pytest.mark.slow
+def test_demo_prints_one_json_line_and_a_picture(
+    tmp_path: Path, run: Callable[..., Finished]
+) -> None:
+    done = run("demo", "--json", "--output", tmp_path / "demo")
+    assert done.code == 0, done.err
+    (line,) = done.out.splitlines()
+    result = json.loads(line)
+    rows = {row["name"]: row for row in result["rows"]}
+    assert rows["parent A"]["first_half"] >= 0.95
+    assert rows["parent B"]["second_half"] >= 0.95
+    union, ensemble = rows["union (both side by side)"], rows["ensemble of A and B"]
+    assert union["joint"] == pytest.approx(ensemble["joint"], abs=0.002)
+    for match in ("zip", "permute"):
+        assert rows[f"{match} + refit"]["joint"] > rows[match]["joint"]
+    assert result["seconds"] < 90
+    with Image.open(result["picture"]) as picture:
+        assert min(picture.size) > 300
+
+
+def test_output_must_be_a_folder(tmp_path: Path, run: Callable[..., Finished]) -> None:
+    (tmp_path / "file").write_text("")
+    done = run("demo", "--output", tmp_path / "file")
+    assert (done.code, done.out) == (2, "")
+    assert "is not a folder" in done.err

@@ -1,0 +1,27 @@
+"""Shared fixtures: the data folder, and skips that name their reason."""
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if torch.cuda.is_available():
+        return
+    skip = pytest.mark.skip(reason="needs a CUDA device, and torch sees none")
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(skip)
+
+
+@pytest.fixture(scope="session")
+def data() -> Path:
+    """The data folder; a test that takes this fixture carries the marker `data`."""
+    folder = os.environ.get("HETMERGE_DATA")
+    if not folder:
+        pytest.skip("HETMERGE_DATA does not name a data folder")
+    path = Path(folder)
+    assert path.is_dir(), f"HETMERGE_DATA={folder} is not a folder"
+    return path

@@ -1,0 +1,171 @@
+"""Projection against dense merge and unmerge matrices."""
+
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hetmerge.errors import BackendError, InputError
+from hetmerge.ops import project
+from hetmerge.reference import projection as reference
+
+FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=200)
+# Sums of at most a few dozen entries of order 1: some ulps each, one rounding at the end.
+TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
+
+
+@FIXED
+@given(seed=st.integers(0, 2**31), data=st.data())
+def test_equals_dense_matrices(seed: int, data: st.DataObject) -> None:
+    rng = torch.Generator().manual_seed(seed)
+    parents = data.draw(st.integers(1, 4))
+    rows, cols = data.draw(st.integers(1, 6)), data.draw(st.integers(1, 6))
+    trailing = data.draw(st.sampled_from([(), (3,), (2, 2), None]))  # None: vectors
+    dtype = data.draw(st.sampled_from(list(TOLERANCE)))
+    shares = data.draw(st.sampled_from([[1.0] * parents, [0.0, 1.0, 0.25, 3.0][-parents:]]))
+    weights: list[torch.Tensor | None] = []
+    row_labels: list[torch.Tensor | None] = []
+    col_labels: list[torch.Tensor | None] = []
+    for _ in range(parents):
+        identity = data.draw(st.booleans())
+        height = rows if identity else data.draw(st.integers(0, 9))
+        width = cols if identity else data.draw(st.integers(0, 9))
+        shape = (height,) if trailing is None else (height, width, *trailing)
+        weights.append(torch.randn(shape, generator=rng, dtype=torch.float64).to(dtype))
+        row_labels.append(None if identity else torch.randint(rows, (height,), generator=rng))
+        col_labels.append(None if identity else torch.randint(cols, (width,), generator=rng))
+    absent = data.draw(st.integers(0, parents))
+    if absent < parents and parents > 1:
+        weights[absent] = None
+    result = project(
+        weights, row_labels, None if trailing is None else col_labels, rows, cols, shares
+    )
+
+    def filled(labels: list[torch.Tensor | None], size: int) -> list[torch.Tensor]:
+        return [torch.arange(size) if x is None else x for x in labels]
+
+    expected = reference.project(
+        weights,
+        filled(row_labels, rows),
+        None if trailing is None else filled(col_labels, cols),
+        rows,
+        cols,
+        shares,
+    )
+    assert result.dtype == dtype
+    assert result.shape == expected.shape
+    torch.testing.assert_close(
+        result.double(), expected, rtol=TOLERANCE[dtype], atol=10 * TOLERANCE[dtype]
+    )
+
+
+def test_rows_average_and_columns_add() -> None:
+    weight = torch.arange(6.0).reshape(2, 3)
+    merged = project([weight], [torch.tensor([0, 0])], [torch.tensor([1, 0, 1])], 1, 2)
+    assert merged.tolist() == [[2.5, 1.5 + 3.5]]
+    assert project([weight[0]], [torch.tensor([1, 1, 0])], None, 3).tolist() == [2.0, 0.5, 0.0]
+
+
+def test_average_is_over_members_of_all_parents() -> None:
+    one, three = torch.tensor([4.0]), torch.tensor([0.0, 0.0, 8.0])
+    labels = [torch.tensor([0]), torch.tensor([0, 0, 0])]
+    assert project([one, three], labels, None, 1).tolist() == [3.0]
+    # weights 3 and 1: (3 * 4 + 1 * 8) / (3 + 3 * 1)
+    assert project([one, three], labels, None, 1, model_weights=[3, 1]).item() == pytest.approx(
+        10 / 3
+    )
+
+
+def test_absent_parent_counts_in_the_average_only() -> None:
+    labels = [torch.tensor([0, 1]), torch.tensor([1, 0, 1])]
+    for backend in ("torch", "reference"):
+        merged = project([torch.tensor([6.0, 6.0]), None], labels, None, 2, backend=backend)
+        assert merged.tolist() == pytest.approx([3.0, 2.0])
+        square = project([torch.ones(2, 2), None], labels, None, 2, 2, backend=backend)
+        assert square[0].tolist() == pytest.approx([0.5, 0.5])
+        pair = [torch.tensor([0, 1]), torch.tensor([1, 0, 1])]
+        same = project([torch.ones(2, 2), None], labels, pair, 2, 2, backend=backend)
+        assert torch.equal(same, square)
+
+
+def test_one_parent_with_all_the_weight_comes_back() -> None:
+    weight = torch.randn(5, 4, 3, generator=torch.Generator().manual_seed(0))
+    rows, cols = torch.tensor([3, 1, 0, 2, 4]), torch.tensor([2, 0, 3, 1])
+    other = torch.full((5, 4, 3), 1e30)
+    merged = project([weight, other], [rows, rows], [cols, cols], 5, 4, [1.0, 0.0])
+    assert torch.equal(merged[rows][:, cols], weight)
+    assert torch.equal(project([weight], None, None, 5, 4), weight)
+
+
+def test_chunks_strides_and_narrow_labels(monkeypatch: pytest.MonkeyPatch) -> None:
+    rng = torch.Generator().manual_seed(1)
+    weight = torch.randn(7, 50, generator=rng).T
+    rows = torch.randint(20, (50,), generator=rng)
+    cols = torch.randint(4, (7,), generator=rng)
+    whole = project([weight], [rows], [cols], 20, 4)
+    monkeypatch.setitem(project.__globals__, "CHUNK", 16)
+    chunked = project([weight], [rows.int()], [cols.to(torch.uint8)], 20, 4)
+    assert torch.equal(chunked, whole)
+
+
+def test_half_precision_is_summed_in_float32() -> None:
+    many = torch.full((1, 4096), 1.0, dtype=torch.float16)
+    many[0, 0] = 2048
+    labels = torch.zeros(4096, dtype=torch.int64)
+    assert project([many], None, [labels], 1, 1).item() == 2048 + 4095 + 1  # rounded once, to even
+
+
+def test_runs_without_gradients() -> None:
+    weight = torch.nn.Parameter(torch.ones(2, 2))
+    assert not project([weight], None, None, 2, 2).requires_grad
+
+
+SQUARE = torch.ones(2, 2)
+PAIR = torch.tensor([0, 1])
+
+
+@pytest.mark.parametrize("backend", ["torch", "reference"])
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"weights": [None, None]}, "weights: none of 2"),
+        ({"weights": [SQUARE, PAIR]}, r"weights\[1\]: dtype"),
+        ({"weights": [SQUARE, torch.ones(2)]}, r"weights\[1\]: shape"),
+        ({"weights": [SQUARE, torch.ones(2, 2, 3)]}, r"weights\[1\]: shape"),
+        ({"row_labels": [PAIR]}, "row_labels: 1 entries for 2"),
+        ({"row_labels": [PAIR, PAIR[:1]]}, r"row_labels\[1\]: 1 labels for 2"),
+        ({"row_labels": [PAIR, PAIR + 1]}, r"row_labels\[1\]: labels 1..2"),
+        ({"row_labels": [PAIR - 1, PAIR]}, r"row_labels\[0\]: labels -1..0"),
+        ({"row_labels": [PAIR.double(), PAIR]}, r"row_labels\[0\]: torch.float64"),
+        ({"row_labels": None, "rows": 3}, r"row_labels\[0\]: None"),
+        ({"col_labels": [PAIR]}, "col_labels: 1 entries for 2"),
+        ({"col_labels": [PAIR, PAIR * 5]}, r"col_labels\[1\]: labels 0..5"),
+        ({"col_labels": None, "cols": 3}, r"col_labels\[0\]: None"),
+        ({"weights": [torch.ones(2)] * 2}, "col_labels: given for vectors"),
+        ({"rows": 0}, "rows: 0"),
+        ({"cols": None}, "cols: None"),
+        ({"model_weights": [1.0]}, "model_weights: 1 values for 2"),
+        ({"model_weights": [0.0, 0.0]}, "not all 0"),
+        ({"model_weights": [1.0, -1.0]}, "model_weights"),
+        ({"model_weights": [1.0, np.nan]}, "model_weights"),
+    ],
+)
+def test_rejects(change: dict[str, Any], message: str, backend: str) -> None:
+    arguments = {
+        "weights": [SQUARE, SQUARE],
+        "row_labels": [PAIR, PAIR],
+        "col_labels": [PAIR, PAIR],
+        "rows": 2,
+        "cols": 2,
+        **change,
+    }
+    with pytest.raises(InputError, match=message):
+        project(**arguments, backend=backend)
+
+
+def test_backend() -> None:
+    with pytest.raises(BackendError, match="project has no 'cuda'"):
+        project([SQUARE], None, None, 2, 2, backend="cuda")

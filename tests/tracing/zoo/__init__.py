@@ -1,0 +1,8 @@
+"""Models for the tests of tracing."""
+
+from zoo.case import Case as Case
+from zoo.case import randomise as randomise
+from zoo.nets import NETS as NETS
+from zoo.ops import OPS as OPS
+
+ALL = [*NETS, *OPS]
