@@ -4,6 +4,7 @@
 #include <functional>
 #include <limits>
 #include <queue>
+#include <stdexcept>
 #include <utility>
 
 #include "lazy_rows.h"
@@ -49,6 +50,7 @@ class Zipper {
                 case Pause::none:
                     break;
                 case Pause::stuck:
+                    if (outcome_.relaxed) throw std::logic_error("zip: no pair left to merge");
                     relax();
                     break;
                 case Pause::slow:

@@ -125,11 +125,11 @@ def _gather(setting: Setting, calls: Sequence[Call], progress: Progress) -> dict
 
 
 def _shared_views(setting: Setting) -> dict[int, list[View]]:
-    """Views of every space that at least two parents have, where all of them can be seen."""
+    """Views of every free space that at least two parents have, where all of them can be seen."""
     shared = {}
     for space, views in views_of(setting.skeleton).items():
         members = setting.members(space)
-        if len(members) > 1:
+        if len(members) > 1 and setting.skeleton.graph.spaces[space].free:
             seen = [v for v in views if all(setting.links[m].node(v.node) for m in members)]
             if seen:
                 shared[space] = seen

@@ -17,15 +17,34 @@ Outputs = Literal["average", "concat"]
 
 
 class Ensemble(nn.Module):
-    """All parents side by side; their outputs averaged or concatenated along the last axis."""
+    """All parents side by side; their outputs averaged or concatenated along the last axis.
 
-    def __init__(self, models: Sequence[nn.Module], outputs: Outputs = "average") -> None:
+    Args:
+        models: the parents.
+        outputs: "average" or "concat".
+        batches: where given, each parent's outputs are first standardised by their mean and
+            deviation on these inputs, so that parents with louder logits do not win by that alone.
+    """
+
+    def __init__(
+        self,
+        models: Sequence[nn.Module],
+        outputs: Outputs = "average",
+        batches: Iterable[Any] | None = None,
+    ) -> None:
         super().__init__()
         self.models = nn.ModuleList(models)
         self.outputs = outputs
+        self.scales = [(0.0, 1.0)] * len(models)
+        if batches is not None:
+            self.scales = [_scale(x) for x in parent_outputs(models, batches)]
 
     def forward(self, *args: Any, **kwargs: Any) -> Tensor:
-        return combine([model(*args, **kwargs) for model in self.models], self.outputs)
+        logits = [
+            (model(*args, **kwargs) - mean) / deviation
+            for model, (mean, deviation) in zip(self.models, self.scales, strict=True)
+        ]
+        return combine(logits, self.outputs)
 
 
 class Probe(nn.Module):
@@ -95,20 +114,31 @@ def head_control(
     if not taps:
         body.set_submodule(head, nn.Identity())
         probe = Probe(body, [head])
-    rows, targets = [], []
-    with torch.no_grad():
-        for batch in batches:
-            args, kwargs = _arguments(batch)
-            rows.append(probe.features(*args, **kwargs))
-            targets.append([model(*args, **kwargs) for model in models])
-    logits = [torch.cat(parts).double() for parts in zip(*targets, strict=True)]
+    batches = list(batches)
+    (features,) = parent_outputs([probe], batches)
+    logits = [x.double() for x in parent_outputs(models, batches)]
     if outputs == "concat":
-        logits = [(x - x.mean()) / x.std() for x in logits]
-    fitted = _ridge(torch.cat(rows), combine(logits, outputs), ridge)
+        logits = [(x - mean) / deviation for x in logits for mean, deviation in [_scale(x)]]
+    fitted = _ridge(features, combine(logits, outputs), ridge)
     if taps:
         return Probe(body, taps, fitted).eval()
     body.set_submodule(head, fitted)
     return body
+
+
+def parent_outputs(models: Sequence[nn.Module], batches: Iterable[Any]) -> list[Tensor]:
+    """Each model's outputs on all batches, without gradients."""
+    found: list[list[Tensor]] = [[] for _ in models]
+    with torch.no_grad():
+        for batch in batches:
+            args, kwargs = _arguments(batch)
+            for outputs, model in zip(found, models, strict=True):
+                outputs.append(model(*args, **kwargs))
+    return [torch.cat(outputs) for outputs in found]
+
+
+def _scale(outputs: Tensor) -> tuple[float, float]:
+    return float(outputs.double().mean()), float(outputs.double().std())
 
 
 def _arguments(batch: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:

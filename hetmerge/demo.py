@@ -3,6 +3,7 @@
 import platform
 import time
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -28,7 +29,7 @@ MERGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("permute + refit", {"match": "permute"}),
     ("zip", {"match": "zip", "refit": False}),
     ("zip + refit", {"match": "zip"}),
-    ("union (both side by side)", {"match": "zip", "width": "union", "refit": False}),
+    ("union", {"match": "zip", "width": "union", "refit": False}),
 )
 
 
@@ -71,10 +72,11 @@ def run(output: Path, seed: int = 0, progress: Callable[[str], None] | None = No
         progress: called with the name of each step before it starts.
     """
     start = time.perf_counter()
-    data = digits(seed)
     output.mkdir(parents=True, exist_ok=True)
     picture = output / PICTURE
-    rows = list(_rows(data, seed, picture, progress or (lambda _step: None)))
+    data = digits(seed)
+    with _one_thread():
+        rows = list(_rows(data, seed, picture, progress or (lambda _step: None)))
     return DemoResult(
         rows=rows,
         seed=seed,
@@ -83,9 +85,20 @@ def run(output: Path, seed: int = 0, progress: Callable[[str], None] | None = No
         test_images=len(data.test_images),
         seconds=round(time.perf_counter() - start, 2),
         torch=torch.__version__,
-        machine=f"{platform.machine()}, {torch.get_num_threads()} threads",
+        machine=f"{platform.machine()}, 1 thread",
         picture=str(picture),
     )
+
+
+@contextmanager
+def _one_thread() -> Iterator[None]:
+    """These networks are so small that more threads would mostly wait for each other."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(threads)
 
 
 def _rows(data: Digits, seed: int, picture: Path, progress: Callable[[str], None]) -> Iterator[Row]:
@@ -96,16 +109,20 @@ def _rows(data: Digits, seed: int, picture: Path, progress: Callable[[str], None
             parents.append(_parent(data, seed, index))
         yield _parent_row(parents[-1], data, classes, f"parent {'AB'[index]}", clock.seconds)
     batches = list(data.train_images[:CALIBRATION].split(BATCH))
-    yield _row("ensemble of A and B", Ensemble(parents, "concat"), data, 0.0)
+    yield _row("ensemble", Ensemble(parents, "concat"), data, 0.0)
+    standardised = Ensemble(parents, "concat", batches)
+    yield _row("ensemble, scaled logits", standardised, data, 0.0)
     for index, body in enumerate(parents):
         with _Clock() as clock:
             control = head_control(body, parents, batches, head="head", outputs="concat")
-        yield _row(f"head only, body of {'AB'[index]}", control, data, clock.seconds)
+        yield _row(f"head only, body {'AB'[index]}", control, data, clock.seconds)
     drawn = False
     for name, options in MERGES:
         progress(name)
         with _Clock() as clock:
-            result = hm.merge(parents, batches, outputs="concat", seed=seed, **options)
+            result = hm.merge(
+                parents, batches, outputs="concat", seed=seed, progress=False, **options
+            )
         if not drawn:
             cka_picture(result.plan.similarity, result.plan.segments, picture)
             drawn = True
@@ -176,12 +193,12 @@ def table(result: DemoResult) -> Table:
     shown = Table(
         title="Two digit specialists of different depth and width, merged without training",
         caption=(
-            f"{result.test_images} held-out images; merges and heads read "
+            f"accuracy on {result.test_images} held-out images; merges and heads read "
             f"{result.calibration_images} unlabelled training images"
         ),
     )
     shown.add_column("model")
-    for heading in ("all ten", "digits 0-4", "digits 5-9", "parameters", "seconds"):
+    for heading in ("all ten", "0-4", "5-9", "parameters", "seconds"):
         shown.add_column(heading, justify="right")
     for row in result.rows:
         halves = ["-" if x is None else f"{x:.3f}" for x in (row.first_half, row.second_half)]

@@ -13,6 +13,8 @@ from hetmerge.sources import dummy_inputs, empty_model, is_huggingface, load_mod
 def run(name: str, shape: str | None, verify: bool) -> str:
     """Trace the model that `name` stands for; returns the text to print."""
     path = Path(name)
+    if not path.is_dir() and ":" not in name:
+        raise InputError(f"{name}: no such directory (and not of the form module:function)")
     huggingface = path.is_dir() and is_huggingface(path)
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}

@@ -29,8 +29,8 @@ class Normal:
         """Add rows x [rows, blocks, p] with targets t [rows, blocks, r]."""
         a, b = x.transpose(0, 1), t.transpose(0, 1)
         self.rows += x.shape[0]
-        self.gram = self.gram + (a.transpose(1, 2) @ a).double()
-        self.cross = self.cross + (a.transpose(1, 2) @ b).double()
+        self.gram = self.gram + torch.stack([m.T @ m for m in a]).double()
+        self.cross = self.cross + torch.stack([m.T @ n for m, n in zip(a, b, strict=True)]).double()
         self.total = self.total + t.double().sum((0,))
         self.power += float(t.double().square().sum())
 
@@ -96,26 +96,23 @@ def inputs_of(layer: Layer, value: Tensor, weight: Tensor, positions: Tensor, gr
     if not layer.spatial:
         return pick(value, positions, 0)[:, None]
     padded = F.pad(value, [p for size in reversed(layer.padding) for p in (size, size)])
-    index = _taps(layer, weight.shape[2:], padded.shape[2:], positions, grid)
-    n, channels = value.shape[:2]
-    found = padded.flatten(2)[:, :, index.flatten().to(value.device)]
-    found = found.view(n, layer.groups, channels // layer.groups, *index.shape)
-    return found.permute(0, 3, 1, 2, 4).reshape(n * len(positions), layer.groups, -1)
+    at = _unravel(positions.to(value.device), grid)
+    found = _windows(padded, layer, weight.shape[2:], grid)[(slice(None), *at)]
+    return found.reshape(value.shape[0] * len(positions), layer.groups, -1)
 
 
-def _taps(
-    layer: Layer, kernel: torch.Size, plane: torch.Size, positions: Tensor, grid: torch.Size
-) -> Tensor:
-    """Flat index into the padded input of every kernel tap of every position: [positions, taps]."""
-    index = torch.zeros(len(positions), 1, dtype=torch.int64)
-    rest, stride = positions, 1
-    parts = []
-    for axis in reversed(range(layer.spatial)):
-        at = rest % grid[axis]
-        rest = rest // grid[axis]
-        offsets = torch.arange(kernel[axis]) * layer.dilation[axis]
-        parts.append((at[:, None] * layer.stride[axis] + offsets) * stride)
-        stride *= plane[axis]
-    for part in reversed(parts):
-        index = (index[:, :, None] + part[:, None, :]).flatten(1)
-    return index
+def _windows(padded: Tensor, layer: Layer, kernel: torch.Size, grid: torch.Size) -> Tensor:
+    """What every output position sees, as a view: [batch, *grid, channels, *kernel]."""
+    batch, channels, *plane = padded.stride()
+    steps = [s * step for s, step in zip(plane, layer.stride, strict=True)]
+    taps = [s * step for s, step in zip(plane, layer.dilation, strict=True)]
+    shape = (padded.shape[0], *grid, padded.shape[1], *kernel)
+    return padded.as_strided(shape, (batch, *steps, channels, *taps))
+
+
+def _unravel(positions: Tensor, grid: torch.Size) -> list[Tensor]:
+    found = []
+    for size in reversed(grid):
+        found.append(positions % size)
+        positions = positions // size
+    return found[::-1]

@@ -88,7 +88,7 @@ def similarity_of(moments: Moments) -> Tensor:
     """Pearson correlation [O, O]; features of different parents that are both constant count as
     alike (1), because merging them loses nothing that calibration can see."""
     similarity = moments.correlation()
-    dead = moments.covariance().diagonal() == 0
+    dead = similarity.diagonal() == 0
     parent = torch.repeat_interleave(torch.arange(len(moments.sizes)), torch.tensor(moments.sizes))
     both = dead[:, None] & dead[None] & (parent[:, None] != parent[None])
     return similarity.masked_fill(both, 1.0)

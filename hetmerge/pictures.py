@@ -22,11 +22,12 @@ def cka_picture(
     """Draw each stage's CKA map with the chosen alignment, and write it as a PNG.
 
     Args:
-        similarity: stage name -> CKA [deep layers, shallow layers].
+        similarity: stage name -> CKA [deep layers, shallow layers]; stages of one layer are left
+            out unless there are no others.
         segments: stage name -> for each shallow layer the deep layer where its segment starts.
         path: file to write.
     """
-    stages = [name for name in similarity if len(similarity[name])]
+    stages = [name for name in similarity if len(similarity[name]) > 1] or list(similarity)
     maps = [np.asarray(similarity[name], dtype=float) for name in stages]
     widths = [max(2.6, 0.62 * m.shape[1] + 1.2) for m in maps]
     height = max(3.2, 0.42 * max((len(m) for m in maps), default=1) + 1.7)

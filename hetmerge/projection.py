@@ -11,7 +11,7 @@ from torch import Tensor
 from hetmerge.correspondence import Correspondence
 from hetmerge.network import Network
 from hetmerge.ops.project import project
-from hetmerge.partition import Partition, dim_labels
+from hetmerge.partition import Partition, dim_labels, merged_size
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Expr, leaves
 
@@ -82,6 +82,7 @@ class Projector:
         rows = [d for d in rows if d not in plain]
         cols = [d for d in cols if d not in plain]
         layout = _Layout(rows, cols, plain)
+        sizes = [merged_size(expr, self.widths) for expr in exprs]
         labels = [[self.labels(exprs[d], s.parent) for d in rows] for s in shares]
         row_labels = [_joint(found) for found in labels]
         col_labels = [_joint([self.labels(exprs[d], s.parent) for d in cols]) for s in shares]
@@ -89,12 +90,11 @@ class Projector:
             [None if s.tensor is None else layout.fold(s.tensor) for s in shares],
             [found for found, _ in row_labels],
             [found for found, _ in col_labels],
-            row_labels[0][1],
-            col_labels[0][1],
+            _count([sizes[d] for d in rows]),
+            _count([sizes[d] for d in cols]),
             self._weights_of(shares),
             self.backend,
         )
-        sizes = [self.labels(e, shares[0].parent)[1] for e in exprs]
         merged = layout.unfold(merged, sizes)
         return self._fill(name, merged, row_labels, layout)
 

@@ -103,7 +103,6 @@ def _sum_parents(
     mass = torch.zeros(rows, dtype=torch.float64, device=first.device)
     for share, labels in zip(shares, row_of, strict=True):
         mass.index_add_(0, labels, mass.new_full((len(labels),), share))
-    mass = torch.where(mass > 0, mass, 1.0)
     shape = (rows,) if col_of is None else (rows, cols, *first.shape[2:])
     total = torch.zeros(shape, dtype=dtype, device=first.device)
     for m, weight in enumerate(weights):

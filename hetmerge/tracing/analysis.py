@@ -12,7 +12,7 @@ from torch import fx
 from torch.utils import _pytree as pytree
 
 from hetmerge.errors import TraceError
-from hetmerge.tracing.axes import Axis, Dim, pin, unite
+from hetmerge.tracing.axes import Axis, Dim, Mismatch, atoms, pin, unite
 from hetmerge.tracing.call import Call, Facts, module_of, tensor_leaves
 from hetmerge.tracing.constants import FILLS, fold
 from hetmerge.tracing.families import follow
@@ -47,6 +47,7 @@ def analyse(program: Program) -> Analysis:
     _tie(result)
     _walk(result, graph, environment)
     _pin_outputs(result, environment)
+    _pin_unread(result)
     return result
 
 
@@ -61,7 +62,7 @@ def _placeholder(result: Analysis, node: fx.Node) -> Any:
         return varying(shape, label, data=data)
     dims: tuple[Dim, ...] = tuple((Axis(n),) if n > 1 else () for n in shape)
     first = result.program.ties.get(name, name)
-    origin = tuple(frozenset({(first, i)} if n > 1 else ()) for i, n in enumerate(shape))
+    origin = tuple(frozenset({(first, i)}) for i in range(len(shape)))
     result.parameters[name] = Val(dims, origin)
     return result.parameters[name]
 
@@ -99,18 +100,8 @@ def _remember(result: Analysis, node: fx.Node, value: Any, top: bool) -> None:
         result.seen += leaf.members if isinstance(leaf, Family) else []
         if isinstance(leaf, Val):
             result.seen.append(leaf)
-    if isinstance(value, Val):
-        _check_shape(node, value)
-        if top:
-            result.values[node.name] = value
-
-
-def _check_shape(node: fx.Node, value: Val) -> None:
-    expected = tuple(int(n) for n in node.meta["val"].shape)
-    if value.shape != expected:
-        raise TraceError(
-            f"internal: the rule for {operator_name(node)} gave {value.shape} instead of {expected}"
-        )
+    if isinstance(value, Val) and top:
+        result.values[node.name] = value
 
 
 def _evaluate(
@@ -126,12 +117,12 @@ def _evaluate(
     if len(graphs) == 1 and operator_name(node) in WRAPPERS:
         inner: Any = args[graphs[0]]
         names = [n for n in inner.graph.nodes if n.op == "placeholder"]
-        inputs = dict(zip(names, args[graphs[0] + 1 :], strict=True))
+        inputs = dict(zip(names, args[len(args) - len(names) :], strict=True))
         return _walk(result, inner, inputs)
     return _apply(result, node, args, kwargs)
 
 
-# higher-order operators that call one graph with the arguments that follow it
+# higher-order operators that call one graph with their last arguments
 WRAPPERS = {"wrap_with_set_grad_enabled", "wrap_with_autocast", "wrap", "invoke_subgraph"}
 
 
@@ -173,12 +164,19 @@ def _by_rule(call: Call) -> Any:
         call.facts.unknown[call.name] += 1
         return call.opaque(f"no rule for {call.name}")
     try:
-        return rule(call)
-    except TraceError:
-        raise
+        found = rule(call)
+        _check_shapes(call, found)
+        return found
     except Exception as error:  # whatever goes wrong in a rule, pinning is sound
         call.facts.unknown[call.name] += 1
         return call.opaque(f"the rule for {call.name} does not cover this use: {error}")
+
+
+def _check_shapes(call: Call, found: Any) -> None:
+    expected = [x for x in pytree.tree_leaves(call.result) if isinstance(x, torch.Tensor)]
+    for value, like in zip(tensor_leaves(found), expected, strict=False):
+        if value.shape != tuple(like.shape):
+            raise Mismatch(f"it gave {value.shape} instead of {tuple(like.shape)}")
 
 
 def _constant(call: Call, inputs: list[Value]) -> Any:
@@ -207,6 +205,15 @@ def _pin_outputs(result: Analysis, environment: dict[fx.Node, Any]) -> None:
             for dims in _member_dims(leaf):
                 for i, dim in enumerate(dims):
                     pin(dim, f"{label}, axis {i}")
+
+
+def _pin_unread(result: Analysis) -> None:
+    """Parts that this call cuts off, such as later positions: other calls may read them."""
+    places = [*(value.dims for value in result.seen), *result.facts.indexed]
+    read = {axis for dims in places for dim in dims for axis in atoms(dim)}
+    for value in result.parameters.values():
+        for axis in {axis for dim in value.dims for axis in atoms(dim)} - read:
+            pin((axis,), "not read for these inputs")
 
 
 def _member_dims(leaf: Value) -> Iterator[tuple[Dim, ...]]:

@@ -113,7 +113,8 @@ class _Builder:
                 for axis, i in self.order.items()
             }
         )
-        labels = names(where, consumed)
+        lookups = {tensor for tensor, dims in self.analysis.facts.roles.items() if not dims}
+        labels = names(where, consumed, lookups)
         return tuple(
             Space(
                 index=i,

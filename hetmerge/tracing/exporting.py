@@ -60,7 +60,9 @@ def export(
     try:
         with inference(model), device, warnings.catch_warnings():
             # recurrent layers re-list their weights while they are traced; torch restores the list
-            warnings.filterwarnings("ignore", message=r"The tensor attributes? self\..*_flat_weights")
+            warnings.filterwarnings(
+                "ignore", message=r"The tensor attributes? self\..*_flat_weights"
+            )
             exported = torch.export.export(model, args, kwargs, strict=False)
             if _mutable(exported):
                 exported = exported.run_decompositions({})

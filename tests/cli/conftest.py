@@ -19,6 +19,7 @@ from torch import nn
 class Net(nn.Module):
     def __init__(self, hidden):
         super().__init__()
+        self.hidden = hidden
         self.inner = nn.Linear(6, hidden)
         self.head = nn.Linear(hidden, 3)
 

@@ -19,7 +19,7 @@ def test_demo_prints_one_json_line_and_a_picture(
     rows = {row["name"]: row for row in result["rows"]}
     assert rows["parent A"]["first_half"] >= 0.95
     assert rows["parent B"]["second_half"] >= 0.95
-    union, ensemble = rows["union (both side by side)"], rows["ensemble of A and B"]
+    union, ensemble = rows["union"], rows["ensemble"]
     assert union["joint"] == pytest.approx(ensemble["joint"], abs=0.002)
     for match in ("zip", "permute"):
         assert rows[f"{match} + refit"]["joint"] > rows[match]["joint"]

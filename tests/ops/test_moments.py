@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hetmerge.errors import InputError
 from hetmerge.ops import Moments
-from hetmerge.ops.moments import CHUNK
+from hetmerge.ops.moments import CHUNK, _parts
 from hetmerge.reference import moments as reference
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=100)
@@ -89,6 +89,25 @@ def test_large_means_in_float32(ratio: float) -> None:
         moments.update(*features)
         samples.append(reference.gather(features, 1))
     check(moments, torch.cat(samples), rtol=1e-5, atol=2e-6)
+    torch.testing.assert_close(moments.mean(), torch.cat(samples).mean(0), rtol=0, atol=2e-6)
+
+
+def test_pivot_that_float32_cannot_hold() -> None:
+    features = [x.float() for x in draw(0, (300,), [5], 1, mean=3000.0)]
+    samples = reference.gather(features, 1)
+    moments = Moments([5], pivot=samples.mean(0) + 1e-5).update(*features)
+    torch.testing.assert_close(moments.mean(), samples.mean(0), rtol=0, atol=2e-6)
+
+
+@pytest.mark.parametrize(
+    "shape", [(CHUNK * 2 + 1,), (3, CHUNK + 1), (2, 3, 7), (2, 2, CHUNK), (0, 4)]
+)
+def test_parts_are_small_and_cover_everything(shape: tuple[int, ...]) -> None:
+    seen = torch.zeros(shape)
+    for part in _parts(shape):
+        assert seen[part].numel() <= CHUNK
+        seen[part] += 1
+    assert bool((seen == 1).all())
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
@@ -176,9 +195,11 @@ def test_state_survives() -> None:
     moments = Moments([3, 0], dim=1).update(*first)
     copy = Moments.from_state_dict(moments.state_dict())
     assert (copy.sizes, copy.dim, copy.count) == ((3, 0), 1, 30)
-    assert torch.equal(copy.covariance(), moments.covariance())
+    before = moments.covariance()
+    assert torch.equal(copy.covariance(), before)
     copy.update(*second)
     assert moments.count == 30
+    assert torch.equal(moments.covariance(), before)
     pairs = zip(first, second, strict=True)
     check(copy, reference.gather([torch.cat([a, b]) for a, b in pairs], 1))
     empty = Moments.from_state_dict(Moments([3, 0]).state_dict())

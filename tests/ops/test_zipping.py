@@ -57,7 +57,7 @@ def problems(draw: st.DrawFn) -> tuple[NDArray[Any], list[int], int, float, floa
     np.fill_diagonal(matrix, draw(st.sampled_from([0, 1, 7])))
     width = draw(st.one_of(st.just(max(sizes)), st.integers(1, total)))
     alpha = draw(st.sampled_from([0.1, 0.3, 0.5, 1.0, 1.5, 1e30]))
-    beta = draw(st.sampled_from([0.0, 0.125, 0.5, 1.0, 3.0]))
+    beta = draw(st.sampled_from([0.0, 0.125, 0.5, 0.9, 1.0, 3.0]))
     return symmetric(matrix), sizes, width, alpha, beta
 
 
@@ -168,6 +168,14 @@ def test_budget_counts_merges_within_a_model() -> None:
     assert tight.tolist() == [0, 0, 1, 0, 0, 2]
 
 
+def test_budget_is_rounded_down_twice() -> None:
+    # 7 merges, 3.5 of them model 0's: floor(3 * 0.9) = 2, where floor(3.5 * 0.9) would be 3.
+    matrix = np.full((10, 10), 0.1)
+    matrix[:5, :5] = 0.9
+    check(matrix, [5, 5], 3, 1.0, 0.9)
+    assert zip_match_info(matrix, [5, 5], 3, 1.0, 0.9).heights[:3].tolist() == [0.9, 0.9, 0.1]
+
+
 def test_no_feature_is_lost_when_budgets_run_out() -> None:
     matrix = correlations(np.random.default_rng(3), [16, 16, 16], np.float32)
     result = zip_match_info(matrix, [16, 16, 16], 4, beta=0.0)
@@ -185,7 +193,7 @@ def test_callers_matrix_is_left_alone(backend: str) -> None:
     assert torch.equal(matrix, before)
 
 
-def test_strided_readonly_and_rounded_inputs() -> None:
+def test_strided_and_readonly_inputs() -> None:
     matrix = correlations(np.random.default_rng(5), [9, 7], np.float32)
     expected = zip_match(matrix, [9, 7]).tolist()
     wide = np.zeros((32, 48), np.float32)
@@ -194,10 +202,17 @@ def test_strided_readonly_and_rounded_inputs() -> None:
     assert zip_match(torch.from_numpy(matrix).T, [9, 7]).tolist() == expected
     matrix.setflags(write=False)
     assert zip_match(matrix, [9, 7]).tolist() == expected
-    rounded = matrix.copy()
-    rounded[np.tril_indices(16, -1)] *= np.float32(1 + 1e-7)
-    for backend in ("native", "reference"):
-        assert zip_match(rounded, [9, 7], backend=backend).tolist() == expected
+
+
+@pytest.mark.parametrize("backend", ["native", "reference"])
+def test_rounding_below_the_diagonal_does_not_count(backend: str) -> None:
+    rng = np.random.default_rng(6)
+    ties = symmetric(rng.integers(1, 3, (30, 30)).astype(np.float32))
+    expected = zip_match(ties, [16, 14], 5, backend=backend).tolist()
+    below = np.tril(rng.uniform(-2e-6, 2e-6, (30, 30)), -1).astype(np.float32)
+    assert (ties + below != ties).any()
+    assert zip_match(ties + below, [16, 14], 5, backend=backend).tolist() == expected
+    assert zip_match((ties + below).T, [16, 14], 5, backend=backend).tolist() != expected
 
 
 @pytest.mark.parametrize("sizes", [[1], [1, 1], [0, 1], [5]])

@@ -126,6 +126,16 @@ def bilinear(call: Call) -> Val:
     return Val((*batch, weight.dims[0]))
 
 
+@rule("cdist", "_cdist_forward", "_euclidean_dist")
+def distances(call: Call) -> Val:
+    a, b = call.val("x1").dims, call.val("x2").dims
+    unite(a[-1], b[-1])
+    batch = broadcast([Val(a[:-2]), Val(b[:-2])]).dims
+    call.joint(*batch, a[-2], b[-2], a[-1])
+    call.mix((*batch, a[-1]), [-1])
+    return Val((*batch, a[-2], b[-2]))
+
+
 @rule("scaled_dot_product_attention")
 def attention(call: Call) -> Val:
     q, k, v = (call.val(name).dims for name in ("query", "key", "value"))

@@ -5,7 +5,7 @@ from __future__ import annotations
 from hetmerge.tracing.axes import Dim, extent, unite
 from hetmerge.tracing.call import Call, free
 from hetmerge.tracing.rules.table import rule
-from hetmerge.tracing.values import Origin, Val, joined
+from hetmerge.tracing.values import Const, Family, Origin, Val, joined
 
 _UNARY = """
     abs absolute acos acosh alias asin asinh atan atanh bitwise_not ceil celu clip clone
@@ -97,3 +97,11 @@ def expand(call: Call) -> Val:
 @rule("copy")
 def copy(call: Call) -> Val:
     return expanded(call.val("src"), call.shape)
+
+
+@rule("fill")
+def fill(call: Call) -> Val | Const:
+    value = call.args["value"]
+    if isinstance(value, (Val, Const, Family)):
+        return expanded(call.as_val(value), call.shape)
+    return Const(call.shape, frozenset(), "a constant")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-from hetmerge.tracing.axes import Dim, Mismatch, concat, cut, extent, take, unite
+from hetmerge.tracing.axes import Axis, Dim, Mismatch, concat, cut, extent, take, unite
 from hetmerge.tracing.call import Call, free, stacked
 from hetmerge.tracing.rules.elementwise import broadcast
 from hetmerge.tracing.rules.table import rule
@@ -13,9 +13,11 @@ from hetmerge.tracing.values import Const, Family, Val, joined
 
 
 def section(dim: Dim, start: int, stop: int) -> Dim:
-    """Entries start..stop of a dimension; at least one."""
-    if not 0 <= start < stop <= extent(dim):
-        raise Mismatch(f"empty or invalid section {start}:{stop}")
+    """Entries start..stop of a dimension."""
+    if not 0 <= start <= stop <= extent(dim):
+        raise Mismatch(f"invalid section {start}:{stop}")
+    if start == stop:
+        return (Axis(0),)
     head = cut(dim, stop)[0] if stop < extent(dim) else dim
     return cut(head, start)[1] if start > 0 else head
 
@@ -42,7 +44,8 @@ def selected(value: Val, dim: int, index: int) -> Val:
 def bounds(call: Call, size: int) -> tuple[int, int, int]:
     """Start, stop and step of a slice, within 0..size."""
     start, stop, step = call.get("start") or 0, call.get("end"), call.get("step", 1)
-    return slice(start, size if stop is None else stop, step).indices(size)
+    start, stop, step = slice(start, size if stop is None else stop, step).indices(size)
+    return start, max(start, stop), step
 
 
 @rule("slice")

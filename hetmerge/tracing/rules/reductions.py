@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import operator
 from typing import Any
 
 from hetmerge.tracing.call import Call
@@ -68,7 +69,10 @@ def extreme(call: Call) -> Any:
 
 def uses_result(call: Call, index: int) -> bool:
     """Whether anything reads one result of an operator with several."""
-    return any(user.args[1] != 1 - index for user in call.node.users)
+    return any(
+        user.target is not operator.getitem or (user.args[1] == index and bool(user.users))
+        for user in call.node.users
+    )
 
 
 @rule("softmax", "log_softmax", "_softmax", "_log_softmax", "_safe_softmax", "softmin")
@@ -111,3 +115,28 @@ def histogram(call: Call) -> Val:
     x = call.val("self")
     call.mix(x.dims, range(x.rank), weightless=False)
     return Val((call.pinned(call.shape[0], "bins of a histogram"),))
+
+
+@rule("one_hot")
+def one_hot(call: Call) -> Val:
+    x = call.val("self")
+    return Val((*x.dims, call.pinned(call.shape[-1], "classes of a one-hot code")))
+
+
+@rule("diagonal")
+def diagonal(call: Call) -> Val:
+    x = call.val("self")
+    ends = sorted((call.get("dim1", 0) % x.rank, call.get("dim2", 1) % x.rank))
+    call.fix(x.dims, ends, "order matters")
+    kept = [dim for i, dim in enumerate(x.dims) if i not in ends]
+    return Val((*kept, call.pinned(call.shape[-1], "diagonal")))
+
+
+@rule("unfold")
+def windows(call: Call) -> Val:
+    x = call.val("self")
+    dim = call.args["dimension"] % max(1, x.rank)
+    call.fix(x.dims, [dim], "order matters")
+    dims = [*x.dims, call.pinned(call.shape[-1], "sliding window")]
+    dims[dim] = call.pinned(call.shape[dim], "sliding window")
+    return Val(tuple(dims))

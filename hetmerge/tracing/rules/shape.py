@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Sequence
 
-from hetmerge.tracing.axes import Dim, extent, take
+from hetmerge.tracing.axes import Dim, Mismatch, extent, take
 from hetmerge.tracing.call import Call, free
 from hetmerge.tracing.operators import separable
 from hetmerge.tracing.rules.elementwise import broadcast
@@ -52,7 +52,10 @@ def view(call: Call) -> Val | Family:
     x, shape = call.val("self"), list(call.shape)
     for axis, count in enumerate(shape):
         if 1 < count <= LARGEST_FAMILY and separable(call.node, axis):
-            family = viewed_apart(x, shape, axis)
+            try:
+                family = viewed_apart(x, shape, axis)
+            except Mismatch:
+                continue
             if family is not None:
                 return family
     return viewed(x, shape)

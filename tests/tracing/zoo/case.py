@@ -21,8 +21,10 @@ class Case:
     inputs: Callable[[int], Inputs]  # seed -> args, kwargs
     free: int | None = None  # number of free spaces, counted by hand
     single: bool = False  # the model casts to single precision itself
+    dtype: torch.dtype = torch.float64
     unknown: frozenset[str] = frozenset()  # operators that have no rule
     soft: frozenset[str] = frozenset()  # pinned although free, with the reason beside the case
+    idle: frozenset[str] = frozenset()  # free, and the output does not depend on its order
 
 
 def tensor(*shape: int) -> Callable[[int], Inputs]:
@@ -50,14 +52,18 @@ def tokens(vocabulary: int, length: int = 8, **others: Any) -> Callable[[int], I
     return draw
 
 
-def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
-    """Give every learned tensor generic values: an oracle on initial weights would be vacuous."""
+def prepared(case: Case, seed: int = 1) -> nn.Module:
+    """The model in evaluation mode, with generic values in every learned tensor.
+
+    On initial weights (norms of one, biases of zero) an oracle would prove little.
+    """
+    torch.manual_seed(0)
+    model = case.build().double().eval()
     generator = torch.Generator().manual_seed(seed)
 
     def normal(like: Tensor) -> Tensor:
         return torch.randn(like.shape, generator=generator, dtype=torch.float64)
 
-    model = model.double().eval()
     with torch.no_grad():
         for parameter in model.parameters():
             if parameter.dim() < 2:
@@ -70,4 +76,4 @@ def randomise(model: nn.Module, seed: int = 1) -> nn.Module:
                 buffer.copy_(0.3 * normal(buffer))
             elif name.endswith("running_var"):
                 buffer.copy_(0.5 + normal(buffer).abs())
-    return model
+    return model.to(case.dtype)

@@ -1,4 +1,4 @@
-"""Small adversarial networks: one operator, or one clash of structure, between two linear layers."""
+"""Small adversarial networks: one operator or clash of structure between two linear layers."""
 
 from __future__ import annotations
 
@@ -7,13 +7,14 @@ from collections.abc import Callable
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+
 from zoo.case import Case, tensor
 
 Body = Callable[["Sandwich", Tensor], Tensor]
 
 
 class Sandwich(nn.Module):
-    """Linear, an operator on [2, 8, 32] features, linear; with spare parameters for the operator."""
+    """Linear, an operator on [2, 8, 32] features, linear; with spare parameters."""
 
     def __init__(self, body: Body, width: int = 32) -> None:
         super().__init__()
@@ -137,7 +138,7 @@ BODIES: dict[str, tuple[Body, int]] = {
     "expand": (lambda s, x: (x.unsqueeze(-2).expand(2, 8, 4, 32) * s.w[:4]).flatten(-2), 128),
     "select": (lambda s, x: x.view(2, 8, 2, 16).select(2, 1), 16),
     "family_of_two": (lambda s, x: torch.mul(*x.view(2, 8, 2, 16).unbind(2)), 16),
-    "family_restacked": (lambda s, x: torch.stack(x.view(2, 8, 2, 16).unbind(2), 2).flatten(-2), 32),
+    "family_restacked": (lambda s, x: torch.stack(x.view(2, 8, 2, 16).unbind(2), 2).flatten(2), 32),
     "head_matmul": (lambda s, x: (split(x) @ s.w[:8, :8]).flatten(-2), 32),
     "across_heads": (lambda s, x: (split(x).mT @ s.w[:4, :4]).flatten(-2), 32),
     "head_einsum": (
@@ -164,8 +165,18 @@ BODIES: dict[str, tuple[Body, int]] = {
 UNKNOWN = {
     "fft": {"fft_rfft"},
     "scatter": {"scatter"},
+    "kron": {"kron"},
+    "repeat": {"slice"},  # cuts inside a repeated block
 }
-SOFT: dict[str, set[str]] = {}
+SOFT: dict[str, set[str]] = {
+    "stride": {"a:1"},  # a product does not see which parity is which
+    "argmax": {"a"},  # a one-hot code of the extreme position follows the features
+}
+IDLE = {  # features that the operator drops
+    "uneven_view": {"a:2"},
+    "repeat_interleave": {"a:1"},
+    "select": {"a:0"},
+}
 
 
 def case(name: str) -> Case:
@@ -176,6 +187,7 @@ def case(name: str) -> Case:
         tensor(8, 20),
         unknown=frozenset(UNKNOWN.get(name, ())),
         soft=frozenset(SOFT.get(name, ())),
+        idle=frozenset(IDLE.get(name, ())),
     )
 
 
