@@ -26,7 +26,7 @@ native = Pybind11Extension(
 
 with ParallelCompile("NPY_NUM_BUILD_JOBS", default=2):
     setup(
-        packages=[name for name in PACKAGES if (ROOT / name.replace(".", "/")).is_dir()],
+        packages=PACKAGES,
         ext_modules=[native] if sources else [],
         cmdclass={"build_ext": build_ext},
     )

@@ -145,7 +145,8 @@ def _starts(similarity: Tensor, deep: int, shallow: int, depth: str) -> list[int
     if deep == shallow:
         return list(range(deep))
     if depth in ("segment", "layer"):
-        return align_depth(similarity, objective=depth)
+        # Layers that pass their input on tie up to rounding; a tie must not be decided by rounding.
+        return align_depth(similarity.double().round(decimals=6), objective=depth)
     return fixed_depth(deep, shallow, depth)
 
 
@@ -157,7 +158,9 @@ def _similarity(
 ) -> dict[str, list[Tensor]]:
     """CKA between the unit outputs of each stage: every parent against the deepest one."""
     names = [stage.name for stage in max(stages, key=lambda p: sum(len(s.units) for s in p))]
-    deepest = [max(range(len(stages)), key=lambda m: len(stages[m][s].units)) for s in range(len(names))]
+    deepest = [
+        max(range(len(stages)), key=lambda m: len(stages[m][s].units)) for s in range(len(names))
+    ]
     scores = [[CKA() for _ in stages] for _ in names]
     for call in progress.track(batches, "CKA of layers"):
         walkers = [network.walk([call]) for network in networks]

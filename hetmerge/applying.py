@@ -121,14 +121,18 @@ def execute(
 
 
 def is_exact(setting: Setting, partitions: dict[int, Partition]) -> bool:
-    """Projection alone gives the parents' outputs: no features merged but the outputs themselves,
-    and no norm mixes features that a union puts side by side."""
+    """Projection alone gives the parents' outputs, averaged or side by side.
+
+    True if no free features of two parents share a cluster, no norm mixes what stands side by side,
+    and no axis that must keep its order carries features of both.
+    """
     spaces = setting.skeleton.graph.spaces
-    for space, partition in partitions.items():
-        free = spaces[space].free
-        if len(partition.labels) < 2 or is_output(spaces[space].pins):
+    plain = ("convolution kernel", "spatial position", "input ")
+    for k, partition in partitions.items():
+        space = spaces[k]
+        if len(partition.labels) < 2 or partition.union or is_output(space.pins):
             continue
-        if free and not partition.union:
+        if space.free or not any(pin.startswith(plain) for pin in space.pins):
             return False
     return not setting.skeleton.graph.mixing
 

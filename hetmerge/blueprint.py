@@ -44,7 +44,11 @@ class Blueprint:
             _extend(_module(model, path), path, count)
         for path, (width_in, width_out, rows, columns) in self.shortcuts.items():
             parent, _, name = path.rpartition(".")
-            setattr(_module(model, parent), name, shortcut_convolution(width_in, width_out, (rows, columns)))
+            setattr(
+                _module(model, parent),
+                name,
+                shortcut_convolution(width_in, width_out, (rows, columns)),
+            )
         known = {n for n, _ in (*model.named_parameters(remove_duplicate=False),)}
         known |= {n for n, _ in model.named_buffers(remove_duplicate=False)}
         missing = sorted(set(tensors) - known)

@@ -1,4 +1,4 @@
-"""How a network can pass a unit it does not have: a residual branch of zero, or an identity layer."""
+"""How a network passes a unit it does not have: a residual branch of zero, or identity layers."""
 
 from __future__ import annotations
 
@@ -6,15 +6,25 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from hetmerge.layers import Layer, op_name
+from hetmerge.layers import NORMS, Layer, op_name
 from hetmerge.network import Network
 from hetmerge.outline import Unit
 
 _IDEMPOTENT = {"relu", "relu6", "hardtanh", "dropout", "clone", "contiguous", "alias", "detach"}
+_PASS = {"dropout", "clone", "contiguous", "alias", "detach"}
 _LINEAR = {
-    "batch_norm", "_native_batch_norm_legit_no_training", "getitem", "mul", "div", "view", "reshape",
-    "permute", "transpose", "dropout", "clone", "contiguous", "slice", "pad", "constant_pad_nd", "add",
-}  # fmt: skip
+    "getitem",
+    "mul",
+    "div",
+    "add",
+    "view",
+    "reshape",
+    "permute",
+    "transpose",
+    "slice",
+    "pad",
+}
+_LINEAR |= {*NORMS, "dropout", "clone", "contiguous", "constant_pad_nd"}
 
 
 @dataclass(frozen=True)
@@ -23,8 +33,8 @@ class Passage:
 
     Attributes:
         residual: the unit adds a branch to its input; an absent branch is zero.
-        layers: node names of the layers that produce the branch (residual), or of every layer of the
-            unit, each replaced by the identity (plain).
+        layers: node names of the layers that produce the branch (residual), or of every layer of
+            the unit, each replaced by the identity (plain).
         carriers: nodes whose features, for the absent parent, are those it carries past the unit.
         exact: the replacement computes the identity; false where a plain unit's activation is not
             idempotent.
@@ -45,11 +55,23 @@ def passage(network: Network, unit: Unit) -> Passage:
     if unit.output in stream and branches:
         ends = _branch_ends(branches, layers, set(inside))
         return Passage(True, tuple(sorted(ends)), tuple(n for n in inside if n in stream), True)
-    exact = all(
-        op_name(nodes[n]) in _IDEMPOTENT | _LINEAR or n in layers for n in inside
-    )
+    if _added_to(nodes[unit.output], _entry(inside, nodes, unit)):
+        ends = _branch_ends([nodes[unit.output]], layers, set(inside))
+        return Passage(True, tuple(sorted(ends)), (), True)
+    exact = all(op_name(nodes[n]) in _IDEMPOTENT | _LINEAR or n in layers for n in inside)
     carriers = (*(layer.tail for layer in layers.values()), unit.output)
     return Passage(False, tuple(layers), carriers, exact)
+
+
+def _added_to(output: Node, entry: str) -> bool:
+    """The unit is a whole branch: the code around it adds its output to its input."""
+    users = list(output.users)
+    while len(users) == 1 and op_name(users[0]) in _PASS:
+        users = list(users[0].users)
+    return bool(users) and all(
+        op_name(user) == "add" and entry in {a.name for a in user.all_input_nodes}
+        for user in users
+    )
 
 
 def _entry(inside: list[str], nodes: dict[str, Node], unit: Unit) -> str:

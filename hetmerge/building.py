@@ -17,6 +17,7 @@ from hetmerge.resizing import CONV, resize, set_tensors
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Leaf, Product
 
+
 def build(
     setting: Setting, widths: Mapping[int, int], state: Mapping[str, Tensor]
 ) -> tuple[nn.Module, Blueprint]:
@@ -75,13 +76,10 @@ def group_counts(skeleton: Network, widths: Mapping[int, int]) -> dict[str, int]
         if weight not in graph.tensors:
             continue
         if isinstance(module, CONV) and module.groups > 1:
-            rows = merged_size(graph.tensors[weight][0], widths)
-            per_group = module.out_channels // module.groups
-            outer = graph.tensors[weight][0]
-            if isinstance(outer, Product) and len(outer.parts) > 1:
-                counts[path] = merged_size(outer.parts[0], widths)
-            else:
-                counts[path] = rows // per_group
+            layer = skeleton.layer_of(weight)
+            if layer is not None:
+                read = merged_size(graph.values[layer.source][1], widths)
+                counts[path] = read // merged_size(graph.tensors[weight][1], widths)
         elif isinstance(module, nn.GroupNorm):
             expr = graph.tensors[weight][0]
             first = expr.parts[0] if isinstance(expr, Product) else expr

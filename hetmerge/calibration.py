@@ -109,8 +109,7 @@ def samples(call: Call) -> int:
 def _gather(setting: Setting, calls: Sequence[Call], progress: Progress) -> dict[int, Moments]:
     views = _shared_views(setting)
     moments = {
-        space: Moments([setting.width(m, space) for m in setting.members(space)])
-        for space in views
+        space: Moments([setting.width(m, space) for m in setting.members(space)]) for space in views
     }
     order = setting.skeleton.nodes.order
     visits = sorted(
@@ -121,7 +120,7 @@ def _gather(setting: Setting, calls: Sequence[Call], progress: Progress) -> dict
         walkers = [network.walk([call]) for network in setting.parents]
         for view, space in visits:
             _update(setting, walkers, call, view, space, moments[space])
-    return moments
+    return {space: found for space, found in moments.items() if found.count}
 
 
 def _shared_views(setting: Setting) -> dict[int, list[View]]:
@@ -134,6 +133,11 @@ def _shared_views(setting: Setting) -> dict[int, list[View]]:
             if seen:
                 shared[space] = seen
     return shared
+
+
+def _positions(features: Tensor) -> int:
+    """A space inside an axis of heads or groups is seen once per head: their number may differ."""
+    return features.numel() // features.shape[1]
 
 
 def _update(
@@ -152,6 +156,8 @@ def _update(
         value = walkers[m].value(node)[0]
         features.append(take(value, expr, view.dim, view.path))
         mask = position_mask(call[1], value, features[-1])
+    if len({_positions(x) for x in features}) > 1:
+        return
     try:
         moments.update(*features, mask=mask)
     except InputError as error:

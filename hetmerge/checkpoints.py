@@ -86,7 +86,9 @@ def load_pretrained(path: Path) -> nn.Module:
         CheckpointError: pickled weights, an unknown class, damaged files, or transformers missing.
     """
     if not any(path.glob("*.safetensors")):
-        pickled = next((f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth")), None)
+        pickled = next(
+            (f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth")), None
+        )
         if pickled:
             raise CheckpointError(
                 f"{path / pickled}: pickle files are not read; load the model once with transformers "
@@ -157,7 +159,9 @@ def _read_build(path: Path) -> dict[str, Any]:
     if not isinstance(body, dict) or body.get("format") != FORMAT:
         raise CheckpointError(f"{path}: not a hetmerge model")
     if body.get("version") != VERSION:
-        raise CheckpointError(f"{path}: version {body.get('version')!r}; this release reads {VERSION}")
+        raise CheckpointError(
+            f"{path}: version {body.get('version')!r}; this release reads {VERSION}"
+        )
     needed = {"model", "blueprint", "tied", "tensors"}
     if missing := sorted(needed - set(body)):
         raise CheckpointError(f"{path}: has no {missing[0]!r}; it was changed or cut short")
@@ -174,11 +178,11 @@ def _read_tensors(path: Path, body: dict[str, Any]) -> dict[str, Tensor]:
         raise CheckpointError(f"{path}: damaged ({error})") from error
     found = {name: list(tensor.shape) for name, tensor in tensors.items()}
     if found != body["tensors"]:
-        wrong = next(n for n in {*found, *body["tensors"]} if found.get(n) != body["tensors"].get(n))
+        wrong = next(
+            n for n in {*found, *body["tensors"]} if found.get(n) != body["tensors"].get(n)
+        )
         raise CheckpointError(
             f"{path}: tensor {wrong!r} is {found.get(wrong)}, {BUILD} says {body['tensors'].get(wrong)}"
         )
     tensors.update({alias: tensors[name] for alias, name in body["tied"].items()})
     return tensors
-
-

@@ -77,8 +77,12 @@ def demo(
         return
     console = _console()
     console.print(job.table(result))
-    console.print(f"layer similarity and alignment: {result.picture}", highlight=False)
-    console.print(f"{result.seconds:.0f} s in all, training included", highlight=False)
+    console.print(
+        f"layer similarity and alignment: {result.picture}", highlight=False, soft_wrap=True
+    )
+    console.print(
+        f"{result.seconds:.0f} s in all, training included", highlight=False, soft_wrap=True
+    )
 
 
 @app.command()

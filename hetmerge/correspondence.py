@@ -118,7 +118,9 @@ class Correspondence:
 
     def _pair_tensors(self) -> None:
         for name, other in self.tensors.items():
-            pairs = zip(self.skeleton.graph.tensors[name], self.parent.graph.tensors[other], strict=True)
+            pairs = zip(
+                self.skeleton.graph.tensors[name], self.parent.graph.tensors[other], strict=True
+            )
             for dim, (mine, theirs) in enumerate(pairs):
                 self._pair(mine, theirs, f"tensor {name!r}, dimension {dim}")
 

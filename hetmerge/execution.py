@@ -1,4 +1,4 @@
-"""Run an exported program node by node over several batches at once, keeping only what is still needed."""
+"""Run an exported program node by node over several batches, keeping only what is needed."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ class Walker:
     """Demand-driven execution of one program over a list of batches.
 
     Every graph node holds one value per batch. A value is computed when first asked for and freed
-    when its last reader has run, unless it is held. Parameters are read from `state` at the moment a
-    node runs, so a caller may change a tensor before the first node that reads it.
+    when its last reader has run, unless it is held. Parameters are read from `state` at the
+    moment a node runs, so a caller may change a tensor before the first node that reads it.
 
     Args:
         programs: one exported program per batch (the same graph, perhaps other batch sizes).
@@ -99,9 +99,7 @@ class Walker:
         return sorted(need, key=self.order.__getitem__)
 
     def _run(self, name: str) -> None:
-        self.values[name] = [
-            self._evaluate(nodes[name], i) for i, nodes in enumerate(self.nodes)
-        ]
+        self.values[name] = [self._evaluate(nodes[name], i) for i, nodes in enumerate(self.nodes)]
         self._done.add(name)
         node = self.nodes[0][name]
         for source in node.all_input_nodes:
@@ -115,12 +113,13 @@ class Walker:
     def _evaluate(self, node: Node, index: int) -> Value:
         if node.op != "call_function":
             return self._source(node, index)
-        args, kwargs = torch.fx.map_arg(
+        given: Any = torch.fx.map_arg(
             (node.args, node.kwargs),
-            lambda n: self.values[n.name][index]
-            if n.op == "call_function"
-            else self._source(n, index),
+            lambda n: (
+                self.values[n.name][index] if n.op == "call_function" else self._source(n, index)
+            ),
         )
+        args, kwargs = given
         if node.target is operator.getitem:
             return args[0][args[1]]
         with torch.no_grad():
@@ -137,7 +136,10 @@ def _sources(program: ExportedProgram, inputs: Sequence[Value]) -> dict[str, tup
     """Placeholder name -> where its value comes from: a tensor of the state, or a value itself."""
     signature = program.graph_signature
     table: dict[str, tuple[str, Value]] = {}
-    for name, fqn in (*signature.inputs_to_parameters.items(), *signature.inputs_to_buffers.items()):
+    for name, fqn in (
+        *signature.inputs_to_parameters.items(),
+        *signature.inputs_to_buffers.items(),
+    ):
         table[name] = ("state", fqn)
     for name, fqn in signature.inputs_to_lifted_tensor_constants.items():
         table[name] = ("value", program.constants[fqn])

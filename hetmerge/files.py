@@ -14,7 +14,9 @@ from hetmerge.errors import CheckpointError
 
 def replace_file(path: Path, content: bytes) -> None:
     """Write beside, then rename."""
-    with tempfile.NamedTemporaryFile(dir=path.parent, prefix=f".{path.name}.", delete=False) as file:
+    with tempfile.NamedTemporaryFile(
+        dir=path.parent, prefix=f".{path.name}.", delete=False
+    ) as file:
         try:
             file.write(content)
             file.flush()

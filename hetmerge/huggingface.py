@@ -50,7 +50,13 @@ def _open_fields(setting: Setting, widths: Mapping[int, int]) -> dict[str, list[
     """Configuration field -> candidate values, likeliest first."""
     base: Any = setting.skeleton.model
     sizes = [
-        ([setting.width(m, k) if k in link.spaces else None for m, link in enumerate(setting.links)], w)
+        (
+            [
+                setting.width(m, k) if k in link.spaces else None
+                for m, link in enumerate(setting.links)
+            ],
+            w,
+        )
         for k, w in widths.items()
     ]
     for s, stage in enumerate(setting.stages):
@@ -68,7 +74,11 @@ def _open_fields(setting: Setting, widths: Mapping[int, int]) -> dict[str, list[
                 column = [t[i] if isinstance(t, list) and i < len(t) else None for t in theirs]
                 columns.append(_candidates(item, column, sizes))
             fields[name] = [list(v) for v in itertools.islice(itertools.product(*columns), _TRIALS)]
-    return {name: values for name, values in fields.items() if len(values) > 1 or values[0] != base.config.to_dict()[name]}
+    return {
+        name: values
+        for name, values in fields.items()
+        if len(values) > 1 or values[0] != base.config.to_dict()[name]
+    }
 
 
 def _candidates(value: int, theirs: list[Any], sizes: list[tuple[list[Any], int]]) -> list[int]:
@@ -84,7 +94,9 @@ def _candidates(value: int, theirs: list[Any], sizes: list[tuple[list[Any], int]
         for p, t in zip(parents, theirs, strict=True)
         if p and isinstance(t, int) and t > p and t % p == 0
     ]
-    return list(dict.fromkeys([*found, value, *(t for t in theirs if isinstance(t, int)), *heads[:4]]))
+    return list(
+        dict.fromkeys([*found, value, *(t for t in theirs if isinstance(t, int)), *heads[:4]])
+    )
 
 
 def _choices(fields: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
@@ -108,7 +120,9 @@ def _shapes(kind: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]] | 
     return {name: tuple(t.shape) for name, t in (*pairs, *model.named_buffers())}
 
 
-def _filled(kind: type[nn.Module], config: Any, state: Mapping[str, Tensor], base: nn.Module) -> nn.Module:
+def _filled(
+    kind: type[nn.Module], config: Any, state: Mapping[str, Tensor], base: nn.Module
+) -> nn.Module:
     model = kind(config)
     first = next(base.parameters())
     model.to(device=first.device, dtype=first.dtype).eval().requires_grad_(False)

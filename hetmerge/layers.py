@@ -1,9 +1,10 @@
-"""Linear layers of an exported graph: what refit solves for, and where their outputs are complete."""
+"""Linear layers of an exported graph: what refit solves for, and where their outputs end."""
 
 from __future__ import annotations
 
 import operator
 from dataclasses import dataclass
+from typing import Any
 
 from torch.export import ExportedProgram
 from torch.fx import Node
@@ -81,7 +82,7 @@ def find_layers(program: ExportedProgram) -> tuple[Layer, ...]:
 
 
 def _layer(node: Node, names: dict[str, str]) -> Layer | None:
-    op, args = op_name(node), list(node.args)
+    op, args = op_name(node), list[Any](node.args)
     transposed = op == "addmm"
     if transposed:
         args = [args[1], args[2], args[0]]
@@ -109,13 +110,13 @@ def _layer(node: Node, names: dict[str, str]) -> Layer | None:
         spatial=CONVOLUTIONS.get(op, 0),
         transposed=transposed,
         shared=len(weight.users) > 1,
-        **geometry,  # type: ignore[arg-type]
+        **geometry,
     )
 
 
-def _geometry(op: str, args: list[object], node: Node) -> dict[str, object]:
+def _geometry(op: str, args: list[Any], node: Node) -> dict[str, Any]:
     rank = CONVOLUTIONS[op]
-    defaults: list[object] = [1, 0, 1, 1]
+    defaults = [1, 0, 1, 1]
     keys = ["stride", "padding", "dilation", "groups"]
     given = [
         args[i + 3] if len(args) > i + 3 else node.kwargs.get(k, d)
@@ -123,7 +124,7 @@ def _geometry(op: str, args: list[object], node: Node) -> dict[str, object]:
     ]
     stride, dilation = _each(given[0], rank), _each(given[2], rank)
     if isinstance(given[1], str):
-        kernel = args[1].meta["val"].shape[2:]  # type: ignore[attr-defined]
+        kernel = args[1].meta["val"].shape[2:]
         same = given[1] == "same"
         padding = tuple(
             d * (k - 1) // 2 if same else 0 for d, k in zip(dilation, kernel, strict=True)
@@ -133,9 +134,9 @@ def _geometry(op: str, args: list[object], node: Node) -> dict[str, object]:
     return {"stride": stride, "padding": padding, "dilation": dilation, "groups": given[3]}
 
 
-def _each(value: object, rank: int) -> tuple[int, ...]:
+def _each(value: Any, rank: int) -> tuple[int, ...]:
     items = tuple(value) if isinstance(value, (list, tuple)) else (value,)
-    return tuple(items * rank if len(items) == 1 else items)  # type: ignore[arg-type]
+    return tuple(items * rank if len(items) == 1 else items)
 
 
 def _tail(node: Node, names: dict[str, str]) -> tuple[str, Node, str | None]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -49,7 +50,8 @@ class Normal:
         if bias:
             penalty[:, -1] = 1e-12
         step = torch.linalg.solve(gram + torch.diag_embed(penalty), cross - gram @ prior)
-        return prior + step
+        solved: Tensor = prior + step
+        return solved
 
     def explained(self, weights: Tensor) -> float:
         """Share of the targets' variance that these weights explain (1 is all of it)."""
@@ -61,7 +63,9 @@ class Normal:
         return 1 - error / variance if variance > 0 else 1.0
 
 
-def sample_positions(shape: torch.Size, spatial: int, rows: int, generator: torch.Generator) -> Tensor:
+def sample_positions(
+    shape: torch.Size, spatial: int, rows: int, generator: torch.Generator
+) -> Tensor:
     """Random positions of a target value: of its spatial grid (shared by all images of the batch)
     where `spatial` > 0, else of its flattened leading dimensions.
 
@@ -85,7 +89,9 @@ def pick(value: Tensor, positions: Tensor, spatial: int) -> Tensor:
     return picked.transpose(1, 2).reshape(-1, value.shape[1])
 
 
-def inputs_of(layer: Layer, value: Tensor, weight: Tensor, positions: Tensor, grid: torch.Size) -> Tensor:
+def inputs_of(
+    layer: Layer, value: Tensor, weight: Tensor, positions: Tensor, grid: torch.Size
+) -> Tensor:
     """What a layer reads at sampled output positions: [rows, blocks, p], p in the weight's order.
 
     Args:
@@ -97,7 +103,8 @@ def inputs_of(layer: Layer, value: Tensor, weight: Tensor, positions: Tensor, gr
         return pick(value, positions, 0)[:, None]
     padded = F.pad(value, [p for size in reversed(layer.padding) for p in (size, size)])
     at = _unravel(positions.to(value.device), grid)
-    found = _windows(padded, layer, weight.shape[2:], grid)[(slice(None), *at)]
+    index: tuple[Any, ...] = (slice(None), *at)
+    found = _windows(padded, layer, weight.shape[2:], grid)[index]
     return found.reshape(value.shape[0] * len(positions), layer.groups, -1)
 
 

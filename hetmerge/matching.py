@@ -89,9 +89,18 @@ def similarity_of(moments: Moments) -> Tensor:
     alike (1), because merging them loses nothing that calibration can see."""
     similarity = moments.correlation()
     dead = similarity.diagonal() == 0
+    if bool((similarity.diagonal()[~dead] < 0.999).any()):
+        similarity = _scale_free(moments, dead)
     parent = torch.repeat_interleave(torch.arange(len(moments.sizes)), torch.tensor(moments.sizes))
     both = dead[:, None] & dead[None] & (parent[:, None] != parent[None])
     return similarity.masked_fill(both, 1.0)
+
+
+def _scale_free(moments: Moments, dead: Tensor) -> Tensor:
+    """Correlations without the floor of 1e-7 under the deviations: quiet features count in full."""
+    covariance = moments.covariance()
+    inverse = covariance.diagonal().clamp_min(0).rsqrt().masked_fill(dead, 0)
+    return covariance.mul_(inverse[:, None]).mul_(inverse).clamp_(-1.0, 1.0)
 
 
 def _silenced(
@@ -202,7 +211,7 @@ def _positional(name: str, sizes: dict[int, int], target: int, notes: list[str])
             f"width: {target} for space {name!r} is below its widest parent "
             f"({max(sizes.values())}); only match='zip' can shrink a parent"
         )
-    notes.append(f"space {name!r} was never seen in an activation: matched by position")
+    notes.append(f"space {name!r} cannot be compared in activations: matched by position")
     labels: dict[int, Tensor] = {}
     used = 0
     for m, count in sizes.items():
@@ -236,8 +245,4 @@ def _check_names(width: Width, spaces: Sequence[object]) -> None:
         known = {getattr(space, "name", "") for space in spaces} | {"default"}
         wrong = sorted(set(width) - known)
         if wrong:
-            raise InputError(
-                f"width: no space {wrong[0]!r}; spaces are {', '.join(sorted(known))}"
-            )
-
-
+            raise InputError(f"width: no space {wrong[0]!r}; spaces are {', '.join(sorted(known))}")

@@ -43,14 +43,14 @@ def run(config_path: Path, out: Path, console: "Console | None") -> None:
     progress = None if console else False
     plan = hm.plan(models, batches, progress=progress, **options)
     if console:
-        console.print(plan.summary(), markup=False, highlight=False)
+        console.print(plan.summary(), markup=False, highlight=False, soft_wrap=True)
     result = hm.apply(plan, models, batches, progress=progress)
     if config.out_dtype:
         result.model.to(getattr(torch, config.out_dtype))
     _write(result, config, config_path, out)
     if console:
         _print_report(console, result.report)
-        console.print(f"written to {out}", markup=False, highlight=False)
+        console.print(f"written to {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _check(config: MergeConfig, out: Path) -> None:
@@ -121,4 +121,4 @@ def _print_report(console: "Console", report: Report) -> None:
     lines |= {f"note {number}": note for number, note in enumerate(report.notes, 1)}
     width = max(map(len, lines))
     for name, text in lines.items():
-        console.print(f"{name:<{width}}  {text}", markup=False, highlight=False)
+        console.print(f"{name:<{width}}  {text}", markup=False, highlight=False, soft_wrap=True)

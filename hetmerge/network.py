@@ -26,8 +26,8 @@ class Network:
 
     Attributes:
         model: a copy in eval mode whose parameter-free channel shortcuts are 1x1 convolutions and
-            whose BatchNorms are `y = w * x + b` (running mean 0, variance 1 - eps); where one follows
-            a layer, `w` is 1 and the layer's weight carries the scale.
+            whose BatchNorms are `y = w * x + b` (running mean 0, variance 1 - eps); where one
+            follows a layer, `w` is 1 and the layer's weight carries the scale.
         graph: its spaces.
         layers: its convolutions and linear maps.
         scales: norm prefix -> (|gamma|, beta) as they were before folding.
@@ -91,8 +91,8 @@ def as_call(batch: Any) -> Call:
 
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name, tied ones under each of their names."""
-    pairs = [*model.named_parameters(remove_duplicate=False)]
-    pairs += [*model.named_buffers(remove_duplicate=False)]
+    pairs: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
+    pairs += model.named_buffers(remove_duplicate=False)
     return {name: tensor.detach() for name, tensor in pairs}
 
 
@@ -100,7 +100,9 @@ def check_finite(state: Mapping[str, Tensor], name: str) -> None:
     """Reject weights with NaN or infinity, naming the first tensor."""
     for key, tensor in state.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            raise InputError(f"{name}: tensor {key!r} holds NaN or infinity; weights must be finite")
+            raise InputError(
+                f"{name}: tensor {key!r} holds NaN or infinity; weights must be finite"
+            )
 
 
 def fold_norm(norm: _BatchNorm, layer: Layer | None, state: Mapping[str, Tensor]) -> None:

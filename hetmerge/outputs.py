@@ -41,8 +41,8 @@ def output_partition(
         shown = ", ".join(f"models[{m}]: {n}" for m, n in sizes.items())
         if is_output(pins):
             raise PlanError(
-                f"outputs: the models' outputs differ in size ({shown}); average needs outputs that "
-                "mean the same: use outputs='concat', or labels= with the name of every output"
+                f"outputs: the models' outputs differ in size ({shown}); average needs outputs "
+                "that mean the same: use outputs='concat', or labels= with the name of every output"
             )
         raise PlanError(
             f"space {name!r} must keep its order ({'; '.join(sorted(set(pins)))}) "

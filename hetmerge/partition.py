@@ -80,5 +80,3 @@ def merged_size(expr: Expr, widths: Mapping[int, int]) -> int:
         return widths.get(expr.space, expr.size)
     sizes = [merged_size(part, widths) for part in expr.parts]
     return sum(sizes) if isinstance(expr, Concat) else int(torch.tensor(sizes).prod())
-
-

@@ -161,7 +161,9 @@ def plan_statistics(
     chosen = Options.make(options)
     calls = as_calls(models, batches, chosen.depth)
     chosen.shares(len(models))
-    statistics = calibrate(models, _again(calls), depth=chosen.depth, blocks=blocks, progress=progress)
+    statistics = calibrate(
+        models, _again(calls), depth=chosen.depth, blocks=blocks, progress=progress
+    )
     matching = match_spaces(
         statistics,
         match=chosen.match,
@@ -200,11 +202,13 @@ def plan_statistics(
 
 
 def _again(calls: Sequence[Call]) -> list[Any]:
-    return [args if not kwargs else kwargs for args, kwargs in calls]
+    return [kwargs or args for args, kwargs in calls]
 
 
 def _passage_notes(setting: Setting) -> list[str]:
-    bad = [setting.stages[s].units[i].paths[0] for (s, i), p in setting.passages.items() if not p.exact]
+    bad = [
+        setting.stages[s].units[i].paths[0] for (s, i), p in setting.passages.items() if not p.exact
+    ]
     if not bad:
         return []
     return [

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -68,7 +69,9 @@ class Projector:
         """The merged network's traced tensors by name."""
         graph = self.setting.skeleton.graph
         merged = {name: self.tensor(name) for name in graph.tensors}
-        merged.update({alias: merged[name] for alias, name in graph.aliases.items() if name in merged})
+        merged.update(
+            {alias: merged[name] for alias, name in graph.aliases.items() if name in merged}
+        )
         return merged
 
     def tensor(self, name: str) -> Tensor:
@@ -144,9 +147,9 @@ class Projector:
             if name.endswith(("running_mean", "bias")):
                 return like.new_zeros(sizes)
             return like[:1].expand(sizes).clone() if name.endswith("var") else like.new_ones(sizes)
-        centre = tuple(size // 2 for size in sizes[2:])
+        index: tuple[Any, ...] = (slice(None), slice(None), *(size // 2 for size in sizes[2:]))
         tensor = like.new_zeros(sizes)
-        tensor[(slice(None), slice(None), *centre)] = torch.eye(sizes[0], sizes[1], dtype=like.dtype)
+        tensor[index] = torch.eye(sizes[0], sizes[1], dtype=like.dtype)
         return tensor
 
 

@@ -105,7 +105,9 @@ class Fitter:
                 found.append((m, None))
         return found
 
-    def averages(self, node: str, dim: int, parents: Sequence[int]) -> tuple[int, dict[int, tuple[Tensor, Tensor]]]:
+    def averages(
+        self, node: str, dim: int, parents: Sequence[int]
+    ) -> tuple[int, dict[int, tuple[Tensor, Tensor]]]:
         """Merged width at `node`, and per parent (labels, averaging factor) of its features."""
         expr = self.setting.skeleton.graph.values[node][dim]
         weights = self.projector.weights
@@ -113,7 +115,9 @@ class Fitter:
         width = next(iter(labels.values()))[1]
         mass = torch.zeros(width, dtype=torch.float64)
         for m, (found, _) in labels.items():
-            mass.index_add_(0, found, torch.full((len(found),), float(weights[m]), dtype=torch.float64))
+            mass.index_add_(
+                0, found, torch.full((len(found),), float(weights[m]), dtype=torch.float64)
+            )
         mass = torch.where(mass > 0, mass, 1.0)
         return width, {m: (found, weights[m] / mass[found]) for m, (found, _) in labels.items()}
 
@@ -228,5 +232,3 @@ def _write(
                     state[name].zero_()
         assert biased[0].bias is not None
         state[biased[0].bias].copy_(weights[:, -1].flatten())
-
-

@@ -92,7 +92,9 @@ def make_report(
         ],
         fits=[asdict(fit) for fit in fits],
         exact=exact,
-        replaced=list(setting.skeleton.replaced or setting.parents[setting.alignment.base].replaced),
+        replaced=list(
+            setting.skeleton.replaced or setting.parents[setting.alignment.base].replaced
+        ),
         notes=list(plan.notes),
     )
 

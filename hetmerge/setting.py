@@ -106,5 +106,3 @@ def _stages_again(skeleton: Network, stages: list[Stage]) -> list[Stage]:
     if len(found) != len(stages):
         raise AlignmentError("the deepened network's stages differ from its parent's")
     return found
-
-

@@ -15,7 +15,9 @@ from hetmerge.errors import InputError
 from hetmerge.execution import flat_inputs
 
 
-def expose_shortcuts(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> tuple[str, ...]:
+def expose_shortcuts(
+    model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]
+) -> tuple[str, ...]:
     """Replace, in place, every module that is exactly a strided 1x1 channel map.
 
     A module qualifies if it has no parameters, buffers or children, is called once with one
@@ -41,7 +43,9 @@ def shortcut_convolution(width_in: int, width_out: int, stride: tuple[int, int])
     return nn.Conv2d(width_in, width_out, 1, stride=stride, bias=False).requires_grad_(False)
 
 
-def _observe(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, list[Any]]:
+def _observe(
+    model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]
+) -> dict[str, list[Any]]:
     seen: dict[str, list[Any]] = {}
     hooks = []
     for path, module in model.named_modules():
@@ -53,7 +57,9 @@ def _observe(model: nn.Module, call: tuple[tuple[Any, ...], dict[str, Any]]) -> 
                 record.append((args, output))
 
             hooks.append(module.register_forward_hook(hook))
-    candidates = [p for p in seen if not type(model.get_submodule(p)).__module__.startswith("torch.")]
+    candidates = [
+        p for p in seen if not type(model.get_submodule(p)).__module__.startswith("torch.")
+    ]
     try:
         with torch.no_grad():
             model(*call[0], **call[1])

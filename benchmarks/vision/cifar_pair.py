@@ -80,6 +80,9 @@ class Bench:
 
     def _ensemble(self) -> Iterator[Row]:
         yield row("ensemble", Ensemble(self.models, self.outputs), self.task)
+        if self.task.joint:
+            scaled = Ensemble(self.models, self.outputs, self.batches)
+            yield row("ensemble, scaled logits", scaled, self.task)
 
     def _head(self) -> Iterator[Row]:
         yield from self._control("head only", blocks=False)

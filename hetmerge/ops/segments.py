@@ -15,7 +15,7 @@ from hetmerge.errors import InputError
 def align_depth(
     similarity: Tensor | NDArray[Any],
     objective: str = "segment",
-    anchor: str = "end",
+    anchor: str = "start",
 ) -> list[int]:
     """Cut the deep model into one run of consecutive layers per shallow layer, optimally.
 
@@ -27,8 +27,9 @@ def align_depth(
         similarity: [deep, shallow], finite, deep >= shallow >= 1; usually CKA within one stage.
         objective: "layer": every layer of a segment is compared with the shallow layer
             (arXiv 2501.00061 eq 8). "segment": only one layer of it is (eq 7).
-        anchor: which one that is for "segment". "end": the last, the paper's reading. "start": the
-            first, as in CLAFusion (arXiv 2110.15538). No effect on "layer".
+        anchor: which one that is for "segment". "start": the first, where the shallow layer will
+            stand (the published code, after CLAFusion, arXiv 2110.15538). "end": the last (the
+            paper's formula). No effect on "layer".
 
     Returns:
         The deep index at which each shallow layer's segment starts: the first is 0, and they
