@@ -10,8 +10,8 @@ from hetmerge.layers import NORMS, Layer, op_name
 from hetmerge.network import Network
 from hetmerge.outline import Unit
 
-_IDEMPOTENT = {"relu", "relu6", "hardtanh", "dropout", "clone", "contiguous", "alias", "detach"}
-_PASS = {"dropout", "clone", "contiguous", "alias", "detach"}
+_PASS = {"dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy"}
+_IDEMPOTENT = {"relu", "relu6", "hardtanh"} | _PASS
 _LINEAR = {
     "getitem",
     "mul",
@@ -37,7 +37,7 @@ class Passage:
             the unit, each replaced by the identity (plain).
         carriers: nodes whose features, for the absent parent, are those it carries past the unit.
         exact: the replacement computes the identity; false where a plain unit's activation is not
-            idempotent.
+            idempotent, or a norm stands in the stream.
     """
 
     residual: bool
@@ -54,7 +54,9 @@ def passage(network: Network, unit: Unit) -> Passage:
     layers = {layer.node: layer for layer in network.layers if layer.node in set(inside)}
     if unit.output in stream and branches:
         ends = _branch_ends(branches, layers, set(inside))
-        return Passage(True, tuple(sorted(ends)), tuple(n for n in inside if n in stream), True)
+        carriers = tuple(n for n in inside if n in stream)
+        exact = not any(op_name(nodes[n]) == "layer_norm" for n in carriers)
+        return Passage(True, tuple(sorted(ends)), carriers, exact)
     if _added_to(nodes[unit.output], _entry(inside, nodes, unit)):
         ends = _branch_ends([nodes[unit.output]], layers, set(inside))
         return Passage(True, tuple(sorted(ends)), (), True)
@@ -69,8 +71,7 @@ def _added_to(output: Node, entry: str) -> bool:
     while len(users) == 1 and op_name(users[0]) in _PASS:
         users = list(users[0].users)
     return bool(users) and all(
-        op_name(user) == "add" and entry in {a.name for a in user.all_input_nodes}
-        for user in users
+        op_name(user) == "add" and entry in {a.name for a in user.all_input_nodes} for user in users
     )
 
 
@@ -96,9 +97,16 @@ def _stream(inside: list[Node], entry: str) -> tuple[set[str], list[Node]]:
         if op_name(node) == "add" and len(operands) == 2 and len(carried) == 1:
             branches.append(next(a for a in operands if a.name not in stream))
             stream.add(node.name)
-        elif op_name(node) in _IDEMPOTENT and len(carried) == len(operands) == 1:
+        elif len(carried) == len(operands) == 1 and _carries(node, carried[0]):
             stream.add(node.name)
     return stream, branches
+
+
+def _carries(node: Node, operand: Node) -> bool:
+    """The stream goes on behind this operation; behind a norm only where nothing passes by it."""
+    if op_name(node) == "layer_norm":
+        return op_name(operand) == "add" and len(operand.users) == 1
+    return op_name(node) in _IDEMPOTENT
 
 
 def _branch_ends(branches: list[Node], layers: dict[str, Layer], inside: set[str]) -> set[str]:

@@ -11,11 +11,8 @@ from torch import Tensor, nn
 from hetmerge.blueprint import Blueprint
 from hetmerge.errors import PlanError
 from hetmerge.huggingface import is_pretrained, rebuild
-from hetmerge.network import Network
-from hetmerge.partition import merged_size
-from hetmerge.resizing import CONV, resize, set_tensors
+from hetmerge.resizing import group_counts, resize, set_tensors
 from hetmerge.setting import Setting
-from hetmerge.tracing.expr import Leaf, Product
 
 
 def build(
@@ -65,27 +62,6 @@ def _shortcut_paths(setting: Setting) -> list[str]:
     theirs = set(setting.parents[setting.alignment.base].replaced)
     names = (path for path, _ in setting.skeleton.model.named_modules())
     return [path for path in names if link.module(path) in theirs]
-
-
-def group_counts(skeleton: Network, widths: Mapping[int, int]) -> dict[str, int]:
-    """Module path -> its number of groups after the merge (grouped convolutions, GroupNorm)."""
-    counts = {}
-    graph = skeleton.graph
-    for path, module in skeleton.model.named_modules():
-        weight = f"{path}.weight"
-        if weight not in graph.tensors:
-            continue
-        if isinstance(module, CONV) and module.groups > 1:
-            layer = skeleton.layer_of(weight)
-            if layer is not None:
-                read = merged_size(graph.values[layer.source][1], widths)
-                counts[path] = read // merged_size(graph.tensors[weight][1], widths)
-        elif isinstance(module, nn.GroupNorm):
-            expr = graph.tensors[weight][0]
-            first = expr.parts[0] if isinstance(expr, Product) else expr
-            grouped = isinstance(first, Leaf) and module.num_groups > 1
-            counts[path] = merged_size(first, widths) if grouped else 1
-    return counts
 
 
 def composite_sizes(setting: Setting, widths: Mapping[int, int]) -> dict[str, dict[str, int]]:

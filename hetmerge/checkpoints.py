@@ -53,8 +53,8 @@ def load(directory: str | Path, template: nn.Module | None = None) -> nn.Module:
         directory: written by :func:`save`.
         template: any module of the parents' class, as deep as the deepest parent where blocks are
             single layers; its weights are not used and it is not changed. Not needed for Hugging
-            Face models, for trees of torch's own modules, and for imported classes whose constructor
-            arguments are attributes of the same name.
+            Face models, for trees of torch's own modules, and for imported classes whose
+            constructor arguments are attributes of the same name.
 
     Raises:
         CheckpointError: missing or damaged files, or a template that does not fit.
@@ -91,8 +91,8 @@ def load_pretrained(path: Path) -> nn.Module:
         )
         if pickled:
             raise CheckpointError(
-                f"{path / pickled}: pickle files are not read; load the model once with transformers "
-                "and write it with save_pretrained(..., safe_serialization=True)"
+                f"{path / pickled}: pickle files are not read; load the model once with "
+                "transformers and write it with save_pretrained"
             )
         raise CheckpointError(f"{path}: no *.safetensors file")
     try:
@@ -182,7 +182,8 @@ def _read_tensors(path: Path, body: dict[str, Any]) -> dict[str, Tensor]:
             n for n in {*found, *body["tensors"]} if found.get(n) != body["tensors"].get(n)
         )
         raise CheckpointError(
-            f"{path}: tensor {wrong!r} is {found.get(wrong)}, {BUILD} says {body['tensors'].get(wrong)}"
+            f"{path}: tensor {wrong!r} is {found.get(wrong)}, "
+            f"{BUILD} says {body['tensors'].get(wrong)}"
         )
     tensors.update({alias: tensors[name] for alias, name in body["tied"].items()})
     return tensors

@@ -1,19 +1,25 @@
-"""Merged Hugging Face models: a valid configuration of the same family, and modules built from it."""
+"""Merged Hugging Face models: a valid configuration of the same family, and its modules."""
 
 from __future__ import annotations
 
-import copy
 import itertools
-from collections.abc import Iterator, Mapping
+import math
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from hetmerge.errors import PlanError
+from hetmerge.partition import merged_size
 from hetmerge.setting import Setting
+from hetmerge.tracing import export
+from hetmerge.tracing.expr import Leaf, Product
 
-_TRIALS = 512
+_TRIALS = 128
+
+Config = Any  # transformers.PretrainedConfig, which has no types
+Sizes = list[tuple[tuple[int | None, ...], int]]  # sizes in the parents (None: absent), merged size
 
 
 def is_pretrained(model: nn.Module) -> bool:
@@ -24,109 +30,174 @@ def is_pretrained(model: nn.Module) -> bool:
 def rebuild(setting: Setting, widths: Mapping[int, int], state: Mapping[str, Tensor]) -> nn.Module:
     """A model of the base parent's class and adjusted configuration that holds these tensors.
 
-    Configuration fields follow the sizes of spaces and the depths of stages they equal in every
-    parent; among what is left open, the first choice whose tensors have the merged shapes is taken.
+    A number in the configuration may follow a space, or the length of a list of blocks, whose sizes
+    it equals in every parent. A choice is accepted only if all its tensors and all values that the
+    model computes have the merged shapes; then every change that is not needed is taken back.
 
     Raises:
         PlanError: no configuration of the family has these shapes.
     """
     base: Any = setting.skeleton.model
-    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
-    fields = _open_fields(setting, widths)
-    for choice in itertools.islice(_choices(fields), _TRIALS):
-        config = copy.deepcopy(base.config)
-        for name, value in choice.items():
-            setattr(config, name, value)
-        shapes = _shapes(type(base), config)
-        if shapes and all(shapes.get(name) == shape for name, shape in wanted.items()):
-            return _filled(type(base), config, state, base)
-    raise PlanError(
-        f"no configuration of {type(base).__name__} has the merged shapes; "
-        "the family needs sizes that this merge does not give: try width='max'"
-    )
-
-
-def _open_fields(setting: Setting, widths: Mapping[int, int]) -> dict[str, list[Any]]:
-    """Configuration field -> candidate values, likeliest first."""
-    base: Any = setting.skeleton.model
-    sizes = [
-        (
-            [
-                setting.width(m, k) if k in link.spaces else None
-                for m, link in enumerate(setting.links)
-            ],
-            w,
-        )
-        for k, w in widths.items()
-    ]
-    for s, stage in enumerate(setting.stages):
-        counts = [len(stages[s].units) for stages in setting.alignment.stages]
-        sizes.append((list(counts), len(stage.units)))
-    configs = [p.model.config.to_dict() for p in setting.parents]  # type: ignore[union-attr, operator]
-    fields: dict[str, list[Any]] = {}
-    for name, value in base.config.to_dict().items():
-        theirs = [config.get(name) for config in configs]
-        if isinstance(value, int) and not isinstance(value, bool):
-            fields[name] = _candidates(value, theirs, sizes)
-        elif isinstance(value, list) and value and all(type(v) is int for v in value):
-            columns = []
-            for i, item in enumerate(value):
-                column = [t[i] if isinstance(t, list) and i < len(t) else None for t in theirs]
-                columns.append(_candidates(item, column, sizes))
-            fields[name] = [list(v) for v in itertools.islice(itertools.product(*columns), _TRIALS)]
-    return {
-        name: values
-        for name, values in fields.items()
-        if len(values) > 1 or values[0] != base.config.to_dict()[name]
+    values = _values(base.config)
+    configs = [_values(_source(parent.model)) for parent in setting.parents]
+    sizes = _sizes(setting, widths)
+    fields = {
+        name: _candidates(value, [config.get(name) for config in configs], sizes)
+        for name, value in values.items()
     }
+    fields = {name: found for name, found in fields.items() if found != [values[name]]}
+    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    for choice in itertools.islice(_choices(fields), _TRIALS):
+        if _fits(setting, widths, choice, wanted):
+            break
+    else:
+        raise PlanError(_refusal(type(base).__name__, setting, sizes))
+    for name in list(choice):
+        fewer = {k: v for k, v in choice.items() if k != name}
+        if choice[name] == values[name] or _fits(setting, widths, fewer, wanted):
+            choice = fewer
+    return _filled(base, choice, state)
 
 
-def _candidates(value: int, theirs: list[Any], sizes: list[tuple[list[Any], int]]) -> list[int]:
-    found = [
-        merged
+def _source(model: nn.Module) -> Config:
+    return model.config
+
+
+def _values(config: Config) -> dict[str, Any]:
+    """The whole numbers of a configuration, and its lists of them, by field."""
+    return {name: v for name, v in config.to_dict().items() if _whole(v) or _whole_list(v)}
+
+
+def _whole(value: Any) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def _whole_list(value: Any) -> bool:
+    return isinstance(value, (list, tuple)) and bool(value) and all(_whole(v) for v in value)
+
+
+def _sizes(setting: Setting, widths: Mapping[int, int]) -> Sizes:
+    """What a configuration can speak of: widths of spaces, and lengths of lists of blocks."""
+    found: Sizes = []
+    parents = range(len(setting.links))
+    known = {k: [m in setting.members(k) for m in parents] for k in widths}
+    for space, width in widths.items():
+        mine = [setting.width(m, space) if known[space][m] else None for m in parents]
+        found.append((tuple(mine), width))
+    for run in _products(setting, widths):
+        sizes = [
+            math.prod(setting.width(m, k) for k in run) if all(known[k][m] for k in run) else None
+            for m in parents
+        ]
+        found.append((tuple(sizes), math.prod(widths[k] for k in run)))
+    for path in dict.fromkeys(stage.container for stage in setting.stages):
+        counts = [_children(parent.model, path) for parent in setting.parents]
+        found.append((tuple(counts), _children(setting.skeleton.model, path)))
+    return list(dict.fromkeys(found))
+
+
+def _products(setting: Setting, widths: Mapping[int, int]) -> set[tuple[int, ...]]:
+    """Spaces that stand side by side in one axis, such as key-value heads and queries per head."""
+    found = set()
+    for exprs in setting.skeleton.graph.tensors.values():
+        for expr in exprs:
+            spaces = [
+                part.space if isinstance(part, Leaf) else -1 for part in getattr(expr, "parts", ())
+            ]
+            for i, j in itertools.combinations(range(len(spaces) + 1), 2):
+                if isinstance(expr, Product) and all(k in widths for k in spaces[i:j]):
+                    found.add(tuple(spaces[i:j]))
+    return found
+
+
+def _children(model: nn.Module, path: str) -> int:
+    return len(list(model.get_submodule(path).children()))
+
+
+def _candidates(value: Any, theirs: Sequence[Any], sizes: Sizes) -> list[Any]:
+    """Values of a field, likeliest first: the merged sizes it may follow, then what it was."""
+    if _whole_list(value):
+        columns = [
+            _candidates(v, [t[i] if _whole_list(t) and i < len(t) else None for t in theirs], sizes)
+            for i, v in enumerate(value)
+        ]
+        return [list(v) for v in itertools.islice(itertools.product(*columns), _TRIALS)]
+    follows = [
+        (sum(size is None for size in parents), merged)
         for parents, merged in sizes
-        if all(p is None or p == t for p, t in zip(parents, theirs, strict=True))
-        and any(p is not None for p in parents)
+        if any(parents)
+        and all(size in (None, given) for size, given in zip(parents, theirs, strict=True))
     ]
-    heads = [
-        merged * (t // p)
-        for parents, merged in sizes
-        for p, t in zip(parents, theirs, strict=True)
-        if p and isinstance(t, int) and t > p and t % p == 0
-    ]
-    return list(
-        dict.fromkeys([*found, value, *(t for t in theirs if isinstance(t, int)), *heads[:4]])
-    )
+    found = [merged for _, merged in sorted(follows, key=lambda item: item[0])]
+    return list(dict.fromkeys([*found, value]))
 
 
-def _choices(fields: dict[str, list[Any]]) -> Iterator[dict[str, Any]]:
+def _choices(fields: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
     """Every combination, those closest to the likeliest one first."""
-    names = list(fields)
     first = {name: values[0] for name, values in fields.items()}
     yield first
     for count in range(1, 4):
-        for changed in itertools.combinations(names, count):
+        for changed in itertools.combinations(fields, count):
             for values in itertools.product(*(fields[name][1:] for name in changed)):
                 yield {**first, **dict(zip(changed, values, strict=True))}
 
 
-def _shapes(kind: type[nn.Module], config: Any) -> dict[str, tuple[int, ...]] | None:
+def _fits(
+    setting: Setting,
+    widths: Mapping[int, int],
+    choice: Mapping[str, Any],
+    wanted: Mapping[str, tuple[int, ...]],
+) -> bool:
+    """A model of this configuration has the merged tensors, and computes values of merged sizes."""
+    base: Any = setting.skeleton.model
     try:
         with torch.device("meta"):
-            model = kind(config)
-    except (ValueError, RuntimeError, ZeroDivisionError, AssertionError, TypeError, KeyError):
-        return None
-    pairs = [*model.named_parameters(remove_duplicate=False)]
-    return {name: tuple(t.shape) for name, t in (*pairs, *model.named_buffers())}
+            model = type(base)(_config(base, choice)).eval()
+        shapes = {n: tuple(t.shape) for n, t in model.named_parameters(remove_duplicate=False)}
+        shapes |= {n: tuple(t.shape) for n, t in model.named_buffers(remove_duplicate=False)}
+        if any(shapes.get(name) != shape for name, shape in wanted.items()):
+            return False
+        program = export(model, *setting.call)
+    except Exception:  # whatever a family's own code raises for sizes it does not allow
+        return False
+    nodes = {node.name: node for node in program.graph.nodes}
+    return all(
+        name in nodes
+        and [merged_size(expr, widths) for expr in exprs] == list(nodes[name].meta["val"].shape)
+        for name, exprs in setting.skeleton.graph.values.items()
+    )
 
 
-def _filled(
-    kind: type[nn.Module], config: Any, state: Mapping[str, Tensor], base: nn.Module
-) -> nn.Module:
-    model = kind(config)
+def _config(base: Any, choice: Mapping[str, Any]) -> Config:
+    """A configuration with these values, made as if it were read from a file."""
+    values = {**base.config.to_dict(), **choice}
+    if choice:
+        values.pop("layer_types", None)  # one per layer, made anew
+    config = type(base.config).from_dict(values)
+    config._attn_implementation = base.config._attn_implementation
+    return config
+
+
+def _refusal(family: str, setting: Setting, sizes: Sizes) -> str:
+    shown = [
+        f"{' + '.join('-' if s is None else str(s) for s in parents)} -> {merged}"
+        for parents, merged in sizes
+        if len({s for s in parents if s is not None} | {merged}) > 1
+    ]
+    return (
+        f"no configuration of {family} has the merged sizes ({', '.join(shown[:8])}); its code "
+        "ties them to one another: give parents whose heads have equal sizes, or width='max'"
+    )
+
+
+def _filled(base: Any, choice: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
+    config = _config(base, choice)
+    model: nn.Module = type(base)(config)
     first = next(base.parameters())
     model.to(device=first.device, dtype=first.dtype).eval().requires_grad_(False)
-    own = dict(model.named_parameters(remove_duplicate=False)) | dict(model.named_buffers())
+    config.dtype = first.dtype
+    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
+    own |= dict(model.named_buffers(remove_duplicate=False))
     with torch.no_grad():
         for name, tensor in state.items():
             own[name].copy_(tensor)

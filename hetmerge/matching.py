@@ -15,6 +15,8 @@ from hetmerge.ops.moments import Moments
 from hetmerge.ops.zipping import zip_match_info
 from hetmerge.outputs import output_partition
 from hetmerge.partition import Partition, identity, union
+from hetmerge.tracing.spaces import Space
+from hetmerge.uniform import even_out
 
 MATCHES = ("zip", "permute", "identity")
 Width = str | float | Mapping[str, int | float | str]
@@ -56,7 +58,7 @@ def match_spaces(
     _check_names(width, setting.skeleton.graph.spaces)
     partitions: dict[int, Partition] = {}
     notes: list[str] = []
-    for space in setting.skeleton.graph.spaces:
+    for space in _outer_first(setting.skeleton.graph.spaces):
         members = setting.members(space.index)
         sizes = {m: setting.width(m, space.index) for m in members}
         if not members:
@@ -70,7 +72,11 @@ def match_spaces(
         target = _target(width, space.name, list(sizes.values()))
         moments = statistics.moments.get(space.name)
         silent = [m for m in members if weights is not None and weights[m] == 0]
-        if len(members) == 1 or target == sum(sizes.values()):
+        outer = [partitions[k] for k in space.structure if k in partitions]
+        if len(members) > 1 and any(p.union and len(p.labels) > 1 for p in outer):
+            # Kept apart by the outer axis already (heads, groups): the inner order can be shared.
+            partitions[space.index] = _positional(space.name, sizes, max(sizes.values()), [])
+        elif len(members) == 1 or target == sum(sizes.values()):
             partitions[space.index] = union(sizes)
         elif moments is None:
             partitions[space.index] = _positional(space.name, sizes, target, notes)
@@ -81,7 +87,19 @@ def match_spaces(
             partitions[space.index] = solve(
                 options, similarity, sizes, target, space.name, notes, silent
             )
-    return Matching(partitions, tuple(notes))
+    return Matching(even_out(setting, partitions), tuple(notes))
+
+
+def _outer_first(spaces: Sequence[Space]) -> list[Space]:
+    """Spaces in an order in which those that others are nested in come first."""
+    depth: dict[int, int] = {}
+
+    def depth_of(space: Space) -> int:
+        if space.index not in depth:
+            depth[space.index] = 1 + max((depth_of(spaces[k]) for k in space.structure), default=0)
+        return depth[space.index]
+
+    return sorted(spaces, key=lambda space: (depth_of(space), space.index))
 
 
 def similarity_of(moments: Moments) -> Tensor:
@@ -240,9 +258,9 @@ def _target(width: Width, name: str, sizes: list[int]) -> int:
     return int(min(max(target, 1), sum(sizes)))
 
 
-def _check_names(width: Width, spaces: Sequence[object]) -> None:
+def _check_names(width: Width, spaces: Sequence[Space]) -> None:
     if isinstance(width, Mapping):
-        known = {getattr(space, "name", "") for space in spaces} | {"default"}
+        known = {space.name for space in spaces} | {"default"}
         wrong = sorted(set(width) - known)
         if wrong:
             raise InputError(f"width: no space {wrong[0]!r}; spaces are {', '.join(sorted(known))}")

@@ -118,7 +118,6 @@ def _print_report(console: "Console", report: Report) -> None:
             f"{len(report.fits)} layer groups; mean variance explained {before:.3f} -> {after:.3f}"
         )
     lines |= {f"seconds, {part}": f"{value:.1f}" for part, value in report.seconds.items()}
-    lines |= {f"note {number}": note for number, note in enumerate(report.notes, 1)}
     width = max(map(len, lines))
     for name, text in lines.items():
         console.print(f"{name:<{width}}  {text}", markup=False, highlight=False, soft_wrap=True)

@@ -212,8 +212,8 @@ def _passage_notes(setting: Setting) -> list[str]:
     if not bad:
         return []
     return [
-        f"a parent without unit {bad[0]!r} passes it by an identity layer, which is not exact here: "
-        "its activation changes values that it has already seen"
+        f"a parent without unit {bad[0]!r} passes it by an identity layer, which is not exact "
+        "here: its activation or norm changes values that it has already seen"
     ]
 
 

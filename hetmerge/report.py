@@ -102,11 +102,13 @@ def make_report(
 def summarise(plan: AlignmentPlan) -> str:
     """A plan in words: parents, depth, width per space, remarks."""
     lines = [
-        f"{len(plan.parents)} parents, {plan.samples} calibration inputs, match {plan.options.match}"
+        f"{len(plan.parents)} parents, {plan.samples} calibration inputs, "
+        f"match {plan.options.match}"
     ]
     for m, (parent, weight) in enumerate(zip(plan.parents, plan.weights, strict=True)):
         lines.append(
-            f"  models[{m}]: {parent['class']}, {parent['parameters']:,} parameters, weight {weight:.3g}"
+            f"  models[{m}]: {parent['class']}, {parent['parameters']:,} parameters, "
+            f"weight {weight:.3g}"
         )
     for s, name in enumerate(plan.stages):
         counts = [sum(k is not None for k in slots[s]) for slots in plan.slots]

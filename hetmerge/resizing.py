@@ -6,6 +6,10 @@ from collections.abc import Mapping
 
 from torch import Tensor, nn
 
+from hetmerge.network import Network
+from hetmerge.partition import merged_size
+from hetmerge.tracing.expr import Leaf, Product
+
 CONV = nn.modules.conv._ConvNd
 _TRANSPOSED = nn.modules.conv._ConvTransposeNd
 
@@ -60,3 +64,24 @@ def _layer_sizes(module: nn.Module, groups: int | None) -> dict[str, object]:
 def _attention_sizes(module: nn.MultiheadAttention) -> dict[str, object]:
     width = module.out_proj.weight.shape[0]
     return {"embed_dim": width, "kdim": width, "vdim": width}
+
+
+def group_counts(skeleton: Network, widths: Mapping[int, int]) -> dict[str, int]:
+    """Module path -> its number of groups after the merge (grouped convolutions, GroupNorm)."""
+    counts = {}
+    graph = skeleton.graph
+    for path, module in skeleton.model.named_modules():
+        weight = f"{path}.weight"
+        if weight not in graph.tensors:
+            continue
+        if isinstance(module, CONV) and module.groups > 1:
+            layer = skeleton.layer_of(weight)
+            if layer is not None:
+                read = merged_size(graph.values[layer.source][1], widths)
+                counts[path] = read // merged_size(graph.tensors[weight][1], widths)
+        elif isinstance(module, nn.GroupNorm):
+            expr = graph.tensors[weight][0]
+            first = expr.parts[0] if isinstance(expr, Product) else expr
+            grouped = isinstance(first, Leaf) and module.num_groups > 1
+            counts[path] = merged_size(first, widths) if grouped else 1
+    return counts

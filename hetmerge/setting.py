@@ -14,7 +14,10 @@ from hetmerge.branches import Passage, passage
 from hetmerge.correspondence import Correspondence
 from hetmerge.errors import AlignmentError
 from hetmerge.network import Call, Network
-from hetmerge.outline import Stage, stages_in
+from hetmerge.outline import Stage, Unit, stages_in
+from hetmerge.partition import merged_size
+from hetmerge.resizing import group_counts, resize, set_tensors
+from hetmerge.tracing.expr import Leaf
 
 
 @dataclass(frozen=True)
@@ -57,7 +60,7 @@ def build_setting(networks: Sequence[Network], alignment: Alignment, call: Call)
     ]
     skeleton, stages = base, alignment.stages[alignment.base]
     if any(grown):
-        model = _grow(base, stages, grown)
+        model = _grow(networks, alignment, grown)
         skeleton = Network(model, call, "merged network", fold=False)
         stages = _stages_again(skeleton, stages)
     passages: dict[tuple[int, int], Passage] = {}
@@ -73,25 +76,61 @@ def build_setting(networks: Sequence[Network], alignment: Alignment, call: Call)
     return Setting(tuple(networks), skeleton, stages, alignment, links, passages, call)
 
 
-def _grow(base: Network, stages: list[Stage], grown: list[int]) -> nn.Module:
+def _grow(networks: Sequence[Network], alignment: Alignment, grown: list[int]) -> nn.Module:
+    """The base parent's modules with units of deeper parents, in its own widths, where they are."""
+    base, stages = networks[alignment.base], alignment.stages[alignment.base]
     model = copy.deepcopy(base.model)
-    for stage, extra in reversed(list(zip(stages, grown, strict=True))):
+    for s, extra in reversed(list(enumerate(grown))):
         if not extra:
             continue
-        if not stage.container and stage.units[0].kind == "custom":
+        stage = stages[s]
+        if stage.units[0].kind == "custom":
             raise AlignmentError(
                 f"stage {stage.name!r}: the network that is deepest elsewhere is shallower here, "
                 "and blocks named by hand cannot be added; make one parent the deepest everywhere"
             )
+        deepest = max(range(len(networks)), key=lambda m: len(alignment.stages[m][s].units))
+        donor, unit = networks[deepest], alignment.stages[deepest][s].units[-1]
         container = model.get_submodule(stage.container)
-        last = [path.rpartition(".")[2] for path in stage.units[-1].paths]
         children = list(container.named_children())
-        position = [name for name, _ in children].index(last[-1]) + 1
-        copies = [copy.deepcopy(dict(children)[name]) for _ in range(extra) for name in last]
+        last = stage.units[-1].paths[-1].rpartition(".")[2]
+        position = [name for name, _ in children].index(last) + 1
+        widths = _carried_widths(donor, unit, base, stage.units[-1])
+        copies = [m for _ in range(extra) for m in _resized(donor, unit, widths)]
         modules = [m for _, m in children]
         modules[position:position] = copies
         container._modules = OrderedDict((str(i), m) for i, m in enumerate(modules))
     return model
+
+
+def _carried_widths(donor: Network, unit: Unit, base: Network, own: Unit) -> dict[int, int]:
+    """The donor's spaces at the unit's output, in the base's sizes."""
+    pairs = zip(donor.graph.values[unit.output], base.graph.values[own.output], strict=True)
+    return {
+        theirs.space: mine.size
+        for theirs, mine in pairs
+        if isinstance(theirs, Leaf) and isinstance(mine, Leaf) and theirs.space >= 0
+    }
+
+
+def _resized(donor: Network, unit: Unit, widths: dict[int, int]) -> list[nn.Module]:
+    """Copies of the unit's modules whose tensors have these widths; their values do not matter."""
+    groups = group_counts(donor, widths)
+    copies = []
+    for path in unit.paths:
+        module = copy.deepcopy(donor.model.get_submodule(path))
+        prefix = f"{path}."
+        state = {
+            name.removeprefix(prefix): donor.state[name].new_ones(
+                [merged_size(expr, widths) for expr in exprs]
+            )
+            for name, exprs in donor.graph.tensors.items()
+            if name.startswith(prefix)
+        }
+        set_tensors(module, state)
+        resize(module, {p.removeprefix(prefix): n for p, n in groups.items()})
+        copies.append(module)
+    return copies
 
 
 def _stages_again(skeleton: Network, stages: list[Stage]) -> list[Stage]:

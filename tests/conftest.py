@@ -1,6 +1,7 @@
 """Shared fixtures: the data folder, and skips that name their reason."""
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -25,3 +26,11 @@ def data() -> Path:
     path = Path(folder)
     assert path.is_dir(), f"HETMERGE_DATA={folder} is not a folder"
     return path
+
+
+@pytest.fixture(autouse=True)
+def _single_thread() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)  # tiny models: threads cost more than they save
+    yield
+    torch.set_num_threads(threads)

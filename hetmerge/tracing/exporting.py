@@ -63,6 +63,8 @@ def export(
             warnings.filterwarnings(
                 "ignore", message=r"The tensor attributes? self\..*_flat_weights"
             )
+            # torch's own use of a pytree check that torch deprecates
+            warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
             exported = torch.export.export(model, args, kwargs, strict=False)
             if _mutable(exported):
                 exported = exported.run_decompositions({})

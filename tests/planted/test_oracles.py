@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 import torch
-from nets import PAIRS, images, randomised
+from planted_nets import PAIRS, images, randomised
 from torch import Tensor, nn
 
 import hetmerge as hm
@@ -21,7 +21,9 @@ NAMES = list(PAIRS)
 
 def outputs(model: nn.Module) -> Tensor:
     """On images that calibration has not seen."""
-    fresh = torch.randn(16, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    fresh = torch.randn(
+        16, 3, 12, 12, dtype=torch.float64, generator=torch.Generator().manual_seed(1)
+    )
     with torch.no_grad():
         return model(fresh)
 
@@ -34,7 +36,7 @@ def gap(merged: nn.Module, wanted: Tensor) -> float:
 def test_union_is_the_ensemble(name: str) -> None:
     a, b = PAIRS[name]()
     merged = hm.merge([a, b], images(), width="union", weights=[3, 1])
-    assert merged.report.exact == (name != "grouped" or merged.report.exact)
+    assert merged.report.exact == (name != "grouped")  # GroupNorm mixes features: refit runs too
     wanted = 0.75 * outputs(a) + 0.25 * outputs(b)
     assert gap(merged.model, wanted) < EXACT
 
@@ -42,7 +44,7 @@ def test_union_is_the_ensemble(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_union_with_concatenated_outputs(name: str) -> None:
     a, b = PAIRS[name]()
-    merged = hm.merge([b, a], images(), width="union", outputs="concat")
+    merged = hm.merge([b, a], images(), width="union", outputs="concat", refit=False)
     assert gap(merged.model, torch.cat([outputs(b), outputs(a)], 1)) < EXACT
 
 
@@ -148,7 +150,8 @@ def test_three_parents_and_their_order() -> None:
         assert gap(merged.model, wanted) < EXACT
     disguises = [a, disguise(a, 1), disguise(a, 2)]
     for match in ("zip", "permute"):
-        merged = hm.merge(disguises, images(), match=match)
+        # Zip's default alpha halves the similarity of a pair to its third copy: below other pairs.
+        merged = hm.merge(disguises, images(), match=match, alpha=1.0)
         assert gap(merged.model, outputs(a)) < EXACT
 
 

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 
 def randomise(model: nn.Module, seed: int) -> nn.Module:
-    """Norm statistics and affine parameters as training leaves them, not as init does; eval mode."""
+    """Norms as training leaves them, not as they are made; eval mode."""
     random = torch.Generator().manual_seed(seed)
     for module in model.modules():
         if isinstance(module, nn.modules.batchnorm._BatchNorm):
@@ -174,4 +174,6 @@ def vgg(widths: Sequence[int], classes: int = 5) -> nn.Sequential:
         layers += [nn.Conv2d(before, width, 3, padding=1), nn.BatchNorm2d(width), nn.ReLU()]
         if i == len(widths) // 2 - 1:
             layers.append(nn.MaxPool2d(2))
-    return nn.Sequential(*layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes))
+    return nn.Sequential(
+        *layers, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(widths[-1], classes)
+    )

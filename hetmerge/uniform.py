@@ -1,0 +1,45 @@
+"""Equal widths for the same place in every unit, where a family's code knows only one width."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from torch import nn
+
+from hetmerge.huggingface import is_pretrained
+from hetmerge.partition import Partition
+from hetmerge.setting import Setting
+
+_Place = tuple[int, str, int, tuple[int, ...]]  # stage, tensor in its unit, dimension, path in it
+
+
+def even_out(setting: Setting, partitions: Mapping[int, Partition]) -> dict[int, Partition]:
+    """Widen the units that only some parents have to the width of the others of their stage.
+
+    A configuration has one number of heads for all its layers, and torch's attention one width for
+    heads and stream. The added features have no members: their weights are zero.
+    """
+    found = dict(partitions)
+    if not is_pretrained(setting.skeleton.model) and not any(
+        isinstance(m, nn.MultiheadAttention) for m in setting.skeleton.model.modules()
+    ):
+        return found
+    groups: dict[_Place, list[int]] = {}
+    for space in setting.skeleton.graph.spaces:
+        places = {_place(setting, o.tensor, o.dim, o.path) for o in space.where}
+        if space.free and space.index in found and None not in places:
+            groups.setdefault(min(p for p in places if p), []).append(space.index)
+    for members in groups.values():
+        width = max(found[k].width for k in members)
+        for k in members:
+            found[k] = Partition(width, found[k].labels)
+    return found
+
+
+def _place(setting: Setting, tensor: str, dim: int, path: tuple[int, ...]) -> _Place | None:
+    for s, stage in enumerate(setting.stages):
+        for unit in stage.units:
+            for i, prefix in enumerate(unit.paths):
+                if tensor.startswith(f"{prefix}."):
+                    return s, f"{i}{tensor[len(prefix) :]}", dim, path
+    return None
