@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import sys
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, fields
 from typing import Any
 
 from torch import Tensor, nn
@@ -32,6 +32,31 @@ class Blueprint:
     groups: dict[str, int] = field(default_factory=dict)
     sizes: dict[str, dict[str, int]] = field(default_factory=dict)
     containers: dict[str, int] = field(default_factory=dict)
+
+    @classmethod
+    def read(cls, data: Any, source: object) -> Blueprint:
+        """From the JSON of `asdict`.
+
+        Raises:
+            CheckpointError: it was changed; `source` is named.
+        """
+        known = {f.name for f in fields(cls)}
+        if isinstance(data, dict) and set(data) == known:
+            found = cls(**data)
+            if all(isinstance(data[name], dict) for name in known) and found._sound():
+                return found
+        raise CheckpointError(
+            f"{source}: 'blueprint' is damaged; it was changed after it was saved"
+        )
+
+    def _sound(self) -> bool:
+        numbers = [*self.groups.values(), *self.containers.values()]
+        lists = [v for v in self.shortcuts.values() if isinstance(v, list) and len(v) == 4]
+        tables = [v for v in self.sizes.values() if isinstance(v, dict)]
+        if len(lists) < len(self.shortcuts) or len(tables) < len(self.sizes):
+            return False
+        numbers += [n for v in lists for n in v] + [n for v in tables for n in v.values()]
+        return all(isinstance(n, int) and n > 0 for n in numbers)
 
     def rebuild(self, template: nn.Module, tensors: dict[str, Tensor]) -> nn.Module:
         """A copy of `template` with these changes and tensors.
@@ -129,6 +154,37 @@ def _plain(value: Any, name: str) -> Any:
     return _UNKNOWN
 
 
+def same_code(model: nn.Module, twin: nn.Module | None) -> bool:
+    """Equal modules with equal numbers, flags and texts among their attributes."""
+    if twin is None:
+        return False
+    mine, theirs = dict(model.named_modules()), dict(twin.named_modules())
+    return mine.keys() == theirs.keys() and all(
+        type(a) is type(theirs[path]) and _settings(a) == _settings(theirs[path])
+        for path, a in mine.items()
+    )
+
+
+def _settings(module: nn.Module) -> dict[str, Any]:
+    return {
+        name: _plain(value, "")
+        for name, value in vars(module).items()
+        if name != "training" and not name.startswith("_") and _plain(value, "") is not _UNKNOWN
+    }
+
+
+def is_description(spec: Any) -> bool:
+    """This is what `describe` writes."""
+    if not isinstance(spec, dict) or not all(
+        isinstance(spec.get(k), str) for k in ("module", "class")
+    ):
+        return False
+    children, arguments = spec.get("children", {}), spec.get("arguments", {})
+    if not isinstance(children, dict) or not isinstance(arguments, dict):
+        return False
+    return all(is_description(child) for child in children.values())
+
+
 def construct(spec: dict[str, Any]) -> nn.Module | None:
     """Build what `describe` described; None where that takes a template."""
     if spec["module"].split(".")[0] == "hetmerge":
@@ -148,5 +204,7 @@ def construct(spec: dict[str, Any]) -> nn.Module | None:
     if "arguments" not in spec:
         return None
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
-    built = kind(**values)
-    return built if isinstance(built, nn.Module) else None
+    try:
+        return kind(**values)
+    except Exception:  # the class takes other arguments than it keeps: a template is needed
+        return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -44,7 +45,8 @@ def _blueprint(
     model = setting.skeleton.model
     shortcuts = {}
     for path in _shortcut_paths(setting):
-        rows, columns = model.get_submodule(path).stride
+        stride: Any = model.get_submodule(path).stride
+        rows, columns = stride
         shape = state[f"{path}.weight"].shape
         shortcuts[path] = [shape[1], shape[0], rows, columns]
     containers = {

@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from hetmerge.alignment import DEPTHS, align
 from hetmerge.errors import InputError
 from hetmerge.execution import Walker
-from hetmerge.features import View, position_mask, take, views_of
+from hetmerge.features import View, part, position_mask, take, views_of
+from hetmerge.nested import nest_of
 from hetmerge.network import Call, Network, as_call
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
@@ -25,6 +26,8 @@ class Statistics:
     Attributes:
         similarity: stage -> per parent, CKA [units of the deepest parent, units of this parent].
         moments: space of the merged network -> second moments of the parents that have it.
+        nested: (outer, inner) space -> moments of an axis that is made of both, such as heads and
+            the features inside them.
         members: space -> which parents those are.
         samples: inputs seen.
         setting: the traced and aligned parents the statistics belong to.
@@ -33,6 +36,7 @@ class Statistics:
 
     similarity: dict[str, list[Tensor]]
     moments: dict[str, Moments]
+    nested: dict[tuple[int, int], Moments]
     members: dict[str, tuple[int, ...]]
     samples: int
     setting: Setting = field(repr=False)
@@ -69,11 +73,12 @@ def calibrate(
     networks = [Network(m, calls[0], f"models[{i}]") for i, m in enumerate(models)]
     alignment = align(networks, calls, depth=depth, blocks=blocks, progress=bar)
     setting = build_setting(networks, alignment, calls[0])
-    moments = _gather(setting, calls, bar)
+    moments, nested = _gather(setting, calls, bar)
     spaces = setting.skeleton.graph.spaces
     return Statistics(
         similarity=alignment.similarity,
         moments={spaces[k].name: value for k, value in moments.items()},
+        nested=nested,
         members={spaces[k].name: setting.members(k) for k in moments},
         samples=sum(samples(call) for call in calls),
         setting=setting,
@@ -106,21 +111,48 @@ def samples(call: Call) -> int:
     return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), 0)
 
 
-def _gather(setting: Setting, calls: Sequence[Call], progress: Progress) -> dict[int, Moments]:
+def _gather(
+    setting: Setting, calls: Sequence[Call], progress: Progress
+) -> tuple[dict[int, Moments], dict[tuple[int, int], Moments]]:
+    """Moments per space, and per axis that is an outer and an inner space."""
     views = _shared_views(setting)
-    moments = {
-        space: Moments([setting.width(m, space) for m in setting.members(space)]) for space in views
+    nests = _nested_views(setting, views)
+    moments = {space: Moments(_widths(setting, space)) for space in views}
+    nested = {
+        nest: Moments([a * b for a, b in zip(*(_widths(setting, k) for k in nest), strict=True)])
+        for nest in nests
     }
     order = setting.skeleton.nodes.order
-    visits = sorted(
-        ((view, space) for space, found in views.items() for view in found),
-        key=lambda item: order.get(item[0].node, -1),
-    )
+    visits = [(view, space, moments[space]) for space, found in views.items() for view in found]
+    visits += [(view, nest[0], nested[nest]) for nest, found in nests.items() for view in found]
+    visits.sort(key=lambda item: order.get(item[0].node, -1))
     for call in progress.track(calls, "moments of spaces"):
         walkers = [network.walk([call]) for network in setting.parents]
-        for view, space in visits:
-            _update(setting, walkers, call, view, space, moments[space])
-    return {space: found for space, found in moments.items() if found.count}
+        for view, space, target in visits:
+            _update(setting, walkers, call, view, space, target)
+    return (
+        {space: found for space, found in moments.items() if found.count},
+        {nest: found for nest, found in nested.items() if found.count},
+    )
+
+
+def _widths(setting: Setting, space: int) -> list[int]:
+    return [setting.width(m, space) for m in setting.members(space)]
+
+
+def _nested_views(
+    setting: Setting, views: dict[int, list[View]]
+) -> dict[tuple[int, int], list[View]]:
+    """Views of whole axes that are an outer and an inner space which the same parents have."""
+    graph = setting.skeleton.graph
+    found: dict[tuple[int, int], list[View]] = {}
+    for space, seen in views.items():
+        for view in (v for v in seen if v.path):
+            whole = View(view.node, view.dim, view.path[:-1])
+            nest = nest_of(part(graph.values[view.node][view.dim], whole.path), graph.spaces)
+            if nest and nest[0] == space and setting.members(nest[0]) == setting.members(nest[1]):
+                found.setdefault(nest, []).append(whole)
+    return found
 
 
 def _shared_views(setting: Setting) -> dict[int, list[View]]:

@@ -11,7 +11,7 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
-from hetmerge.blueprint import Blueprint, construct, describe
+from hetmerge.blueprint import Blueprint, construct, describe, is_description, same_code
 from hetmerge.errors import CheckpointError
 from hetmerge.files import new_directory
 from hetmerge.huggingface import is_pretrained
@@ -69,14 +69,15 @@ def load(directory: str | Path, template: nn.Module | None = None) -> nn.Module:
     body = _read_build(path / BUILD)
     tensors = _read_tensors(path / WEIGHTS, body)
     if template is None:
-        template = construct(body["model"])
+        spec = body["model"]
+        template = construct(spec)
         if template is None:
-            name = f"{body['model']['module']}.{body['model']['class']}"
+            name = f"{spec['module']}.{spec['class']}"
             raise CheckpointError(
                 f"{path}: {name} cannot be built from what is saved; import its module first, or "
                 "pass template= with a module of that class"
             )
-    return Blueprint(**body["blueprint"]).rebuild(template, tensors)
+    return Blueprint.read(body["blueprint"], path / BUILD).rebuild(template, tensors)
 
 
 def load_pretrained(path: Path) -> nn.Module:
@@ -119,16 +120,33 @@ def load_pretrained(path: Path) -> nn.Module:
 
 def _write_model(model: nn.Module, blueprint: Blueprint, draft: Path) -> None:
     tensors, tied = _tensors(model)
-    save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+    try:
+        save_file(tensors, draft / WEIGHTS, metadata={"format": "pt"})
+    except SafetensorError as error:
+        raise CheckpointError(f"{WEIGHTS}: cannot be written ({error})") from error
+    spec = describe(model)
+    twin = construct(spec)
+    named = {**tensors, **{alias: tensors[name] for alias, name in tied.items()}}
+    if twin is None or not same_code(model, _rebuilt(blueprint, twin, named)):
+        spec = {k: spec[k] for k in ("module", "class")}
     body = {
         "format": FORMAT,
         "version": VERSION,
-        "model": describe(model),
+        "model": spec,
         "blueprint": asdict(blueprint),
         "tied": tied,
         "tensors": {name: list(tensor.shape) for name, tensor in tensors.items()},
     }
     (draft / BUILD).write_text(json.dumps(body, indent=1) + "\n")
+
+
+def _rebuilt(
+    blueprint: Blueprint, template: nn.Module, tensors: dict[str, Tensor]
+) -> nn.Module | None:
+    try:
+        return blueprint.rebuild(template, tensors)
+    except CheckpointError:
+        return None
 
 
 def _tensors(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -165,6 +183,14 @@ def _read_build(path: Path) -> dict[str, Any]:
     needed = {"model", "blueprint", "tied", "tensors"}
     if missing := sorted(needed - set(body)):
         raise CheckpointError(f"{path}: has no {missing[0]!r}; it was changed or cut short")
+    shapes, tied = body["tensors"], body["tied"]
+    sound = {
+        "model": is_description(body["model"]),
+        "tensors": isinstance(shapes, dict),
+        "tied": isinstance(tied, dict) and all(name in shapes for name in tied.values()),
+    }
+    if wrong := [name for name, fine in sound.items() if not fine]:
+        raise CheckpointError(f"{path}: {wrong[0]!r} is damaged; it was changed after it was saved")
     return body
 
 

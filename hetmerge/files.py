@@ -47,6 +47,9 @@ def new_directory(path: str | Path) -> Iterator[Path]:
         draft.chmod(0o755)
         check_new(path)
         draft.rename(path)
+    except OSError as error:
+        shutil.rmtree(draft, ignore_errors=True)
+        raise CheckpointError(f"{path}: cannot be written ({error.strerror or error})") from error
     except BaseException:
         shutil.rmtree(draft, ignore_errors=True)
         raise

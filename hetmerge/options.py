@@ -7,12 +7,15 @@ from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, fields
 from typing import Any
 
+from torch import Tensor
+
 from hetmerge.alignment import DEPTHS
 from hetmerge.errors import InputError
-from hetmerge.matching import MATCHES, Width
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
+from hetmerge.widths import Width
 
+MATCHES = ("zip", "permute", "identity")
 BACKENDS = ("auto", "reference", "native", "torch", "triton", "cuda")
 
 
@@ -76,6 +79,11 @@ class Options:
             raise InputError(f"weights: got {weights}; allowed: finite, at least 0, not all 0")
         return [w / sum(weights) for w in weights]
 
+    def check_labels(self, parents: int) -> None:
+        """As many lists of names as models."""
+        if self.labels is not None and len(self.labels) != parents:
+            raise InputError(f"labels: got {len(self.labels)} lists for {parents} models")
+
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
@@ -92,12 +100,33 @@ class Options:
                 hint = f"; did you mean {near[0]!r}?" if near else ""
                 raise InputError(f"unknown option {name!r}{hint} (options: {', '.join(known)})")
         values = dict(given)
-        for name in ("labels", "weights"):
-            if isinstance(values.get(name), Sequence) and not isinstance(values[name], str):
-                values[name] = [list(x) if name == "labels" else float(x) for x in values[name]]
+        if values.get("labels") is not None:
+            values["labels"] = _names(values["labels"])
+        if values.get("weights") is not None:
+            values["weights"] = _numbers(values["weights"])
         if isinstance(values.get("width"), Mapping):
             values["width"] = dict(values["width"])
         return cls(**values)
+
+
+def _names(labels: Any) -> list[list[str]]:
+    if _listed(labels) and all(_listed(x) for x in labels):
+        return [[str(name) for name in x] for x in labels]
+    raise InputError(
+        f"labels: got {labels!r}; allowed: per model, a list with the name of every output"
+    )
+
+
+def _numbers(weights: Any) -> list[float]:
+    if isinstance(weights, Tensor):
+        weights = weights.tolist()
+    if _listed(weights) and all(isinstance(w, (int, float)) for w in weights):
+        return [float(w) for w in weights]
+    raise InputError(f"weights: got {weights!r}; allowed: one number per model")
+
+
+def _listed(value: object) -> bool:
+    return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

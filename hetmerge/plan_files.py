@@ -22,10 +22,13 @@ JSON, TENSORS = "plan.json", "plan.safetensors"
 
 
 def write_plan(plan: AlignmentPlan, directory: Path) -> None:
-    """Write both files; each is complete or not there."""
+    """Write both files; each is complete or not there.
+
+    Raises:
+        PlanError: the directory cannot be written.
+    """
     from hetmerge.files import replace_file
 
-    directory.mkdir(parents=True, exist_ok=True)
     tensors = save(_tensors(plan))
     body = {
         "options": plan.options.to_dict(),
@@ -40,9 +43,13 @@ def write_plan(plan: AlignmentPlan, directory: Path) -> None:
         "samples": plan.samples,
     }
     header = {"format": FORMAT, "version": VERSION, "digest": _digest(body, tensors)}
-    replace_file(directory / TENSORS, tensors)
     text = json.dumps({**header, **body}, indent=1)
-    replace_file(directory / JSON, text.encode())
+    try:
+        directory.mkdir(parents=True, exist_ok=True)
+        replace_file(directory / TENSORS, tensors)
+        replace_file(directory / JSON, text.encode())
+    except OSError as error:
+        raise PlanError(f"{directory}: cannot be written ({error.strerror or error})") from error
 
 
 def read_plan(directory: Path) -> AlignmentPlan:

@@ -161,20 +161,11 @@ def plan_statistics(
     chosen = Options.make(options)
     calls = as_calls(models, batches, chosen.depth)
     chosen.shares(len(models))
+    chosen.check_labels(len(models))
     statistics = calibrate(
         models, _again(calls), depth=chosen.depth, blocks=blocks, progress=progress
     )
-    matching = match_spaces(
-        statistics,
-        match=chosen.match,
-        alpha=chosen.alpha,
-        beta=chosen.beta,
-        width=chosen.width,
-        outputs=chosen.outputs,
-        labels=chosen.labels,
-        weights=chosen.shares(len(models)),
-        backend=chosen.backend,
-    )
+    matching = match_spaces(statistics, chosen)
     setting = statistics.setting
     spaces = setting.skeleton.graph.spaces
     found = AlignmentPlan(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
+import torch
 from torch import Tensor, nn
 
 from hetmerge.network import Network
@@ -24,10 +25,15 @@ def set_tensors(model: nn.Module, state: Mapping[str, Tensor]) -> None:
         if name in named:
             old = named[name]
             if id(old) not in shared:
-                shared[id(old)] = nn.Parameter(tensor.detach().clone(), requires_grad=False)
+                shared[id(old)] = nn.Parameter(_own(tensor), requires_grad=False)
             module._parameters[leaf] = shared[id(old)]
         else:
-            module._buffers[leaf] = tensor.detach().clone()
+            module._buffers[leaf] = _own(tensor)
+
+
+def _own(tensor: Tensor) -> Tensor:
+    """A copy with the strides a file gives it, so that the same kernels run before and after."""
+    return tensor.detach().clone(memory_format=torch.contiguous_format)
 
 
 def resize(model: nn.Module, groups: Mapping[str, int]) -> None:

@@ -21,8 +21,11 @@ def test_demo_prints_one_json_line_and_a_picture(
     assert rows["parent B"]["second_half"] >= 0.95
     union, ensemble = rows["union"], rows["ensemble"]
     assert union["joint"] == pytest.approx(ensemble["joint"], abs=0.002)
+    head_only = max(row["joint"] for name, row in rows.items() if name.startswith("head only"))
     for match in ("zip", "permute"):
-        assert rows[f"{match} + refit"]["joint"] > rows[match]["joint"]
+        merged = rows[f"{match} + refit"]
+        assert merged["joint"] > max(head_only, rows[match]["joint"])
+        assert merged["parameters"] == rows["head only, body A"]["parameters"]
     assert result["seconds"] < 90
     with Image.open(result["picture"]) as picture:
         assert min(picture.size) > 300

@@ -107,10 +107,10 @@ def randomised(model: nn.Module, seed: int) -> nn.Module:
             fan_in = module.weight[0].numel()
             module.weight.data.normal_(0, fan_in**-0.5, generator=generator)
             if module.bias is not None:
-                module.bias.data.uniform_(0, 0.8, generator=generator)
+                module.bias.data.uniform_(0.6, 1.4, generator=generator)
         elif isinstance(module, (nn.BatchNorm2d, nn.GroupNorm)):
             module.weight.data.uniform_(0.7, 1.3, generator=generator)
-            module.bias.data.uniform_(0, 0.8, generator=generator)
+            module.bias.data.uniform_(0.6, 1.4, generator=generator)
             if isinstance(module, nn.BatchNorm2d):
                 assert module.running_mean is not None
                 assert module.running_var is not None

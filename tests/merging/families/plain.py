@@ -58,7 +58,7 @@ class Encoder(nn.Module):
 class Tied(nn.Module):
     """One matrix embeds tokens and reads them off."""
 
-    def __init__(self, depth: int, width: int, vocabulary: int = 11):
+    def __init__(self, depth: int, width: int, vocabulary: int = 40):
         super().__init__()
         self.embed = nn.Embedding(vocabulary, width)
         self.blocks = nn.ModuleList(

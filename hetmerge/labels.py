@@ -1,0 +1,84 @@
+"""Labels of one space from similarities or positions, and the similarities they come from."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hetmerge.errors import InputError
+from hetmerge.ops.assignment import linear_sum_assignment
+from hetmerge.ops.moments import Moments
+from hetmerge.partition import Partition, identity
+
+
+def similarity_of(moments: Moments) -> Tensor:
+    """Pearson correlation [O, O], except that constant features count as alike.
+
+    Merging them loses nothing that calibration can see, and leaves the room to the others; those of
+    different parents go first.
+    """
+    similarity = moments.correlation()
+    dead = similarity.diagonal() == 0
+    parent = torch.repeat_interleave(torch.arange(len(moments.sizes)), torch.tensor(moments.sizes))
+    both = dead[:, None] & dead[None]
+    same = parent[:, None] == parent[None]
+    return similarity.masked_fill(both, 1.0).masked_fill(both & same, 1 - 1e-6)
+
+
+def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tensor:
+    """Labels of one-to-one matching, parent after parent.
+
+    Each parent is matched to the clusters of those before it by linear sum assignment of the mean
+    correlation; where `width` leaves room, only the best pairs are merged.
+
+    Args:
+        similarity: [sum(sizes), sum(sizes)] correlations.
+        sizes: features per parent.
+        width: number of clusters, at least max(sizes).
+
+    Returns:
+        int64 [sum(sizes)] in [0, width).
+    """
+    starts = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
+    order = sorted(range(len(sizes)), key=lambda m: (-sizes[m], m))
+    labels = torch.full((starts[-1],), -1, dtype=torch.int64)
+    clusters = 0
+    for m in order:
+        rows = slice(starts[m], starts[m + 1])
+        count = sizes[m]
+        pairs = max(0, clusters + count - width)
+        if pairs:
+            score = _cluster_scores(similarity[rows], labels, clusters)
+            mine, theirs = (i.long() for i in linear_sum_assignment(score))
+            best = score[mine, theirs].argsort(descending=True, stable=True)[:pairs]
+            labels[starts[m] + mine[best]] = theirs[best]
+        alone = (labels[rows] < 0).nonzero().flatten() + starts[m]
+        labels[alone] = torch.arange(clusters, clusters + len(alone))
+        clusters += len(alone)
+    return labels
+
+
+def _cluster_scores(rows: Tensor, labels: Tensor, clusters: int) -> Tensor:
+    known = labels >= 0
+    sums = torch.zeros(rows.shape[0], clusters, dtype=rows.dtype)
+    sums.index_add_(1, labels[known], rows[:, known])
+    return sums / torch.bincount(labels[known], minlength=clusters)
+
+
+def positional_partition(name: str, sizes: dict[int, int], target: int) -> Partition:
+    """Feature i meets feature i; where the target leaves room, the last ones stay alone."""
+    if target < max(sizes.values()):
+        raise InputError(
+            f"width: {target} for space {name!r} is below its widest parent "
+            f"({max(sizes.values())}); only match='zip' can shrink a parent"
+        )
+    labels: dict[int, Tensor] = {}
+    used = 0
+    for m, count in sizes.items():
+        shared = max(0, used + count - target) if used else 0
+        fresh = torch.arange(used, used + count - shared)
+        labels[m] = torch.cat([torch.arange(shared), fresh])
+        used += len(fresh)
+    return Partition(target, labels) if used == target else identity(max(sizes.values()), sizes)

@@ -1,0 +1,148 @@
+"""Hugging Face models: merged, saved with a valid configuration, loaded by the library itself."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from families import pretrained as hf
+from torch import nn
+
+import hetmerge as hm
+
+tf = pytest.importorskip("transformers")
+
+# family: members, inputs, class that loads it, fields of the merged configuration
+CASES = {
+    "resnet": (
+        [hf.lively(hf.resnet(3, 8), 1), hf.lively(hf.resnet(2, 12), 2)],
+        hf.images,
+        tf.AutoModelForImageClassification,
+        {"embedding_size": 12, "hidden_sizes": [12, 24], "depths": [3, 3]},
+    ),
+    "vit": (
+        [hf.lively(hf.vit(3, 16, 2), 1), hf.lively(hf.vit(2, 24, 3), 2)],
+        hf.images,
+        tf.AutoModelForImageClassification,
+        {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3},
+    ),
+    "llama": (
+        [hf.lively(hf.llama(3, 32, 4, 2), 1), hf.lively(hf.llama(2, 48, 6, 2), 2)],
+        hf.tokens,
+        tf.AutoModelForCausalLM,
+        {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 6, "head_dim": 8},
+    ),
+    "gpt2": (
+        [hf.lively(hf.gpt2(3, 16, 2), 1), hf.lively(hf.gpt2(2, 24, 3), 2)],
+        hf.tokens,
+        tf.AutoModelForCausalLM,
+        {"n_embd": 24, "n_head": 3, "n_layer": 3},
+    ),
+    "bert": (
+        [hf.lively(hf.bert(2, 16, 2), 1), hf.lively(hf.bert(2, 24, 3), 2)],
+        hf.tokens,
+        tf.AutoModelForMaskedLM,
+        {"hidden_size": 24, "intermediate_size": 48, "num_attention_heads": 3},
+    ),
+}
+
+
+@pytest.fixture(autouse=True)
+def _quiet():
+    tf.logging.set_verbosity_error()
+    tf.logging.disable_progress_bar()
+
+
+def logits(model: nn.Module, batch) -> torch.Tensor:
+    with torch.no_grad():
+        found = model(**batch).logits
+    mask = batch.get("attention_mask")
+    return found if mask is None else found[mask.bool()]
+
+
+def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
+    return float((found - wanted).abs().max() / wanted.abs().max())
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_merge_save_and_load(name: str, tmp_path: Path) -> None:
+    parents, inputs, kind, fields = CASES[name]
+    batches = inputs()
+    result = hm.merge(parents, batches, progress=False)
+    found = result.model.config.to_dict()
+    assert {key: found[key] for key in fields} == fields
+    base = parents[result.plan.base].config.to_dict()
+    changed = {key for key, value in found.items() if value != base.get(key)} - {"dtype"}
+    assert changed <= fields.keys()
+    result.save(tmp_path / "merged")
+    files = {p.name for p in (tmp_path / "merged").iterdir()}
+    assert {"config.json", "model.safetensors", "plan", "report.json"} <= files
+    for again in (kind.from_pretrained(tmp_path / "merged"), hm.load(tmp_path / "merged")):
+        assert type(again) is type(parents[0])
+        assert torch.equal(logits(again, batches[0]), logits(result.model, batches[0]))
+
+
+@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("kept", [0, 1])
+def test_weight_of_one_returns_the_parent(name: str, kept: int) -> None:
+    parents, inputs, _, _ = CASES[name]
+    batches = inputs()
+    weights = [1 - kept, kept]
+    result = hm.merge(parents, batches, weights=weights, refit=False, progress=False)
+    assert distance(logits(result.model, batches[0]), logits(parents[kept], batches[0])) < 1e-4
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_merged_with_itself_returns_itself(name: str) -> None:
+    parents, inputs, _, _ = CASES[name]
+    batches = inputs()
+    result = hm.merge([parents[0], parents[0]], batches, progress=False)
+    assert distance(logits(result.model, batches[0]), logits(parents[0], batches[0])) < 1e-4
+
+
+def test_absent_layer_behind_a_norm_is_reported() -> None:
+    parents = [hf.lively(hf.bert(3, 16), 1), hf.lively(hf.bert(2, 24, 3), 2)]
+    result = hm.merge(parents, hf.tokens(), weights=[0, 1], refit=False, progress=False)
+    assert "passes it by an identity layer, which is not exact here" in result.report.notes[0]
+    batch = hf.tokens()[0]
+    assert distance(logits(result.model, batch), logits(parents[1], batch)) < 0.3
+
+
+def test_one_key_value_head_in_both() -> None:
+    parents = [hf.lively(hf.llama(3, 32, 4, 1), 1), hf.lively(hf.llama(2, 48, 4, 1), 2)]
+    batch = hf.tokens()[0]
+    result = hm.merge(parents, hf.tokens(), weights=[0, 1], refit=False, progress=False)
+    assert result.model.config.num_key_value_heads == 1
+    assert distance(logits(result.model, batch), logits(parents[1], batch)) < 1e-4
+
+
+REFUSED = {
+    "one key-value head in one": ([hf.llama(2, 32, 4, 1), hf.llama(2, 32, 4, 2)], hf.tokens),
+    "rotary heads of two sizes": (
+        [hf.llama(2, 32, 4, 2, head_dim=8), hf.llama(2, 32, 4, 2, head_dim=12)],
+        hf.tokens,
+    ),
+    "heads that do not divide the stream": ([hf.gpt2(2, 16, 4), hf.gpt2(2, 24, 2)], hf.tokens),
+    "two families": ([hf.gpt2(2, 16, 2), hf.llama(2, 16, 2, 2)], hf.tokens),
+}
+MESSAGES = {
+    "one key-value head in one": "is built differently",
+    "rotary heads of two sizes": "must keep its order",
+    "heads that do not divide the stream": "no configuration of GPT2LMHeadModel has the merged",
+    "two families": "of one family",
+}
+
+
+@pytest.mark.parametrize("case", REFUSED)
+def test_refused(case: str) -> None:
+    parents, inputs = REFUSED[case]
+    with pytest.raises((hm.PlanError, hm.AlignmentError)) as caught:
+        hm.merge([m.eval() for m in parents], inputs(), progress=False)
+    assert MESSAGES[case] in str(caught.value)
+    assert "\n" not in str(caught.value)
+
+
+def test_vocabularies_must_be_equal() -> None:
+    other = tf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=37, n_positions=16)
+    parents = [hf.gpt2(2, 16), tf.GPT2LMHeadModel(other).eval()]
+    with pytest.raises(hm.PlanError, match=r"models\[0\]: 31, models\[1\]: 37"):
+        hm.merge(parents, hf.tokens(), progress=False)
