@@ -1,0 +1,6 @@
+"""Makes the networks of the planted tests importable here too."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent.parent / "planted"))

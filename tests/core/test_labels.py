@@ -1,0 +1,78 @@
+"""One-to-one matching, positions, nested axes."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linear_sum_assignment
+
+from hetmerge.labels import permute_labels, positional_partition, similarity_of
+from hetmerge.nested import inner_similarity, outer_similarity
+from hetmerge.ops import Moments
+
+SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def random_similarity(seed: int, size: int) -> torch.Tensor:
+    table = np.random.default_rng(seed).uniform(-1, 1, (size, size))
+    return torch.from_numpy((table + table.T) / 2)
+
+
+@SETTINGS
+@given(st.integers(1, 9), st.integers(1, 9), st.integers(0, 999), st.data())
+def test_two_parents_are_matched_optimally(a: int, b: int, seed: int, data: st.DataObject) -> None:
+    similarity = random_similarity(seed, a + b)
+    width = data.draw(st.integers(max(a, b), a + b))
+    labels = permute_labels(similarity, [a, b], width)
+    assert sorted(set(labels.tolist())) == list(range(width))
+    cross = similarity[:a, a:].numpy()
+    rows, cols = linear_sum_assignment(cross, maximize=True)
+    best = sorted(cross[rows, cols], reverse=True)[: a + b - width]
+    pairs = [cross[i, j] for i in range(a) for j in range(b) if labels[i] == labels[a + j]]
+    assert sorted(pairs, reverse=True) == pytest.approx(best)
+    assert len(set(labels[:a].tolist())) == a  # nothing within one parent is merged
+    assert len(set(labels[a:].tolist())) == b
+
+
+@SETTINGS
+@given(st.lists(st.integers(1, 6), min_size=3, max_size=4), st.integers(0, 99), st.data())
+def test_many_parents_fill_the_width(sizes: list[int], seed: int, data: st.DataObject) -> None:
+    width = data.draw(st.integers(max(sizes), sum(sizes)))
+    labels = permute_labels(random_similarity(seed, sum(sizes)), sizes, width)
+    assert sorted(set(labels.tolist())) == list(range(width))
+    for part in labels.split(sizes):
+        assert len(set(part.tolist())) == len(part)
+
+
+def test_positions_meet_from_the_front() -> None:
+    found = positional_partition("s", {0: 4, 1: 3}, 5)
+    assert found.width == 5
+    assert found.labels[0].tolist() == [0, 1, 2, 3]
+    assert found.labels[1].tolist() == [0, 1, 4]
+
+
+def test_constant_features_count_as_alike() -> None:
+    generator = torch.Generator().manual_seed(0)
+    a, b = torch.randn(50, 3, generator=generator), torch.randn(50, 2, generator=generator)
+    a[:, 1], b[:, 0], a[:, 2] = 5.0, 0.0, 1.0
+    table = similarity_of(Moments([3, 2]).update(a, b))
+    assert table[1, 3] == table[3, 1] == table[2, 3] == 1
+    assert 0.99 < table[1, 2] < 1  # within one parent: after those of different parents
+    assert abs(table[0, 4]) < 0.5
+
+
+def test_nested_axes_are_recovered() -> None:
+    """Three groups of four features, both orders shuffled."""
+    generator = torch.Generator().manual_seed(1)
+    features = torch.randn(400, 3, 4, generator=generator)
+    groups, inner = torch.tensor([2, 0, 1]), torch.tensor([1, 3, 0, 2])
+    other = features[:, groups][:, :, inner]
+    joint = torch.cat([features.flatten(1), other.flatten(1)], 1)
+    together = torch.corrcoef(joint.T)
+    labels = permute_labels(outer_similarity(together, [3, 3], [4, 4]), [3, 3], 3)
+    assert torch.equal(labels[3:], groups)
+    found = permute_labels(inner_similarity(together, [3, 3], [4, 4], labels), [4, 4], 4)
+    assert torch.equal(found[4:], inner)

@@ -1,0 +1,94 @@
+"""Canonical networks and their execution node by node."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from planted_nets import PAIRS, images
+from torch import nn
+
+from hetmerge.errors import InputError
+from hetmerge.execution import flat_inputs
+from hetmerge.layers import find_groups
+from hetmerge.network import Network, as_call
+
+
+@pytest.mark.parametrize("name", list(PAIRS))
+def test_canonical_form_computes_the_same(name: str) -> None:
+    model = PAIRS[name]()[0]
+    before = copy.deepcopy(model.state_dict())
+    x = images(1)[0]
+    network = Network(model, ((x,), {}))
+    with torch.no_grad():
+        torch.testing.assert_close(network.model(x), model(x), rtol=1e-10, atol=1e-10)
+    for path, norm in network.model.named_modules():
+        if isinstance(norm, nn.BatchNorm2d):
+            assert norm.running_mean is not None
+            assert not norm.running_mean.any(), path
+            assert torch.equal(norm.weight, torch.ones_like(norm.weight)), path
+    assert all(torch.equal(before[k], v) for k, v in model.state_dict().items())
+
+
+@pytest.mark.parametrize("name", list(PAIRS))
+def test_walker_agrees_with_the_model_and_frees_what_is_read(name: str) -> None:
+    model = PAIRS[name]()[0]
+    batches = [*images(2), images(1, count=7)[0]]  # another batch size exports another program
+    calls = [as_call(x) for x in batches]
+    network = Network(model, calls[0])
+    walker = network.walk(calls)
+    (output,) = network.graph.outputs
+    found = walker.value(output)
+    with torch.no_grad():
+        for x, y in zip(batches, found, strict=True):
+            torch.testing.assert_close(y, network.model(x))
+    assert set(walker.values) == {output}
+
+
+def test_walker_recomputes_what_was_forgotten() -> None:
+    model = PAIRS["vgg"]()[0]
+    network = Network(model, as_call(images(1)[0]))
+    walker = network.walk([as_call(images(1)[0])])
+    first = network.layers[0]
+    walker.hold([first.source, first.tail])
+    old = walker.value(first.tail)[0]
+    network.state[first.weight].mul_(2)
+    walker.forget(first.node)
+    new = walker.value(first.tail)[0]
+    assert not torch.allclose(old, new)
+    assert bool(torch.isfinite(walker.value(network.graph.outputs[0])[0]).all())
+
+
+def test_residual_layers_are_grouped_with_their_shortcut() -> None:
+    network = Network(PAIRS["resnet-conv"]()[0], as_call(images(1)[0]))
+    groups = find_groups(network.graph.program, network.layers)
+    weights = [tuple(layer.weight for layer in group.layers) for group in groups]
+    assert ("stages.1.0.conv2.weight", "stages.1.0.shortcut.0.weight") in weights
+    alone = groups[weights.index(("stages.0.0.conv2.weight",))]
+    assert alone.skip is not None
+    assert [w for w in weights if "stem.weight" in w] == [("stem.weight",)]
+
+
+def test_shortcuts_become_convolutions() -> None:
+    network = Network(PAIRS["resnet-pad"]()[0], as_call(images(1)[0]))
+    assert network.replaced == ("stages.1.0.shortcut",)
+    stream = [s for s in network.graph.spaces if s.free and s.size == 16]
+    assert stream, "the stage's stream is one space of its own width"
+
+
+def test_weights_must_be_finite() -> None:
+    model = PAIRS["vgg"]()[0]
+    model[4].weight.data[1, 2] = float("nan")
+    with pytest.raises(InputError, match=r"tensor '4\.weight' holds NaN"):
+        Network(model, as_call(images(1)[0]))
+
+
+def test_batches_are_calls() -> None:
+    x = torch.zeros(2, 3)
+    assert as_call(x) == ((x,), {})
+    assert as_call([x, 1]) == ((x, 1), {})
+    assert as_call({"a": x}) == ((), {"a": x})
+    assert flat_inputs((x,), {"b": 1})[1] == 1
+    with pytest.raises(InputError, match="got an item of type str"):
+        as_call("x")
