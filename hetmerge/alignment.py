@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.correspondence import Slots
-from hetmerge.errors import AlignmentError
+from hetmerge.errors import AlignmentError, InputError
 from hetmerge.execution import Walker
 from hetmerge.network import Call, Network
 from hetmerge.ops.segments import align_depth, fixed_depth
@@ -168,7 +168,7 @@ def _similarity(
             features = [_outputs(w, p[s]) for w, p in zip(walkers, stages, strict=True)]
             for m, mine in enumerate(features):
                 if m != deepest[s]:
-                    scores[s][m].update(features[deepest[s]], mine)
+                    _score(scores[s][m], features[deepest[s]], mine, names[s])
     return {
         name: [
             torch.eye(len(stages[m][s].units)) if m == deepest[s] else scores[s][m].value()
@@ -176,6 +176,13 @@ def _similarity(
         ]
         for s, name in enumerate(names)
     }
+
+
+def _score(score: CKA, deep: list[Tensor], other: list[Tensor], stage: str) -> None:
+    try:
+        score.update(deep, other)
+    except InputError as error:
+        raise InputError(f"activations of stage {stage!r}: {error}") from error
 
 
 def _outputs(walker: Walker, stage: Stage) -> list[Tensor]:

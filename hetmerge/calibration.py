@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -17,6 +17,8 @@ from hetmerge.network import Call, Network, as_call
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting, build_setting
+
+FEWEST = 4  # samples of a batch: an unbiased CKA needs them
 
 
 @dataclass(frozen=True)
@@ -88,21 +90,39 @@ def calibrate(
 
 def as_calls(models: Sequence[nn.Module], batches: Iterable[Any], depth: str) -> list[Call]:
     """Check the arguments every entry point shares; the batches as calls."""
-    if isinstance(models, nn.Module) or not models:
-        raise InputError("models: got one module or none; allowed: a list of one or more modules")
+    if not isinstance(models, Sequence):
+        kind = "one module" if isinstance(models, nn.Module) else type(models).__name__
+        raise InputError(f"models: got {kind}; allowed: a list of one or more modules")
+    if not models:
+        raise InputError("models: got none; allowed: a list of one or more modules")
     for i, model in enumerate(models):
         if not isinstance(model, nn.Module):
             raise InputError(f"models[{i}]: got {type(model).__name__}; allowed: a torch module")
     if depth not in DEPTHS:
         raise InputError(f"depth: got {depth!r}; allowed: {', '.join(DEPTHS)}")
+    calls = all_calls(batches)
+    if not calls:
+        raise InputError("batches: got none; calibration needs at least one batch of inputs")
+    for i, call in enumerate(calls):
+        if len(models) > 1 and samples(call) < FEWEST:
+            raise InputError(
+                f"batches: batch {i} has {samples(call)} samples; allowed: {FEWEST} or more in "
+                "every batch"
+            )
+    return calls
+
+
+def all_calls(batches: Iterable[Any]) -> list[Call]:
+    """Every batch as (args, kwargs)."""
     if isinstance(batches, Tensor):
         raise InputError(
             "batches: got one tensor; allowed: an iterable of batches, such as tensor.split(250)"
         )
-    calls = [as_call(batch) for batch in batches]
-    if not calls:
-        raise InputError("batches: got none; calibration needs at least one batch of inputs")
-    return calls
+    if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping)):
+        raise InputError(
+            f"batches: got {type(batches).__name__}; allowed: an iterable of tensors, tuples or dicts"
+        )
+    return [as_call(batch) for batch in batches]
 
 
 def samples(call: Call) -> int:

@@ -21,10 +21,19 @@ def similarity_of(moments: Moments) -> Tensor:
     """
     similarity = moments.correlation()
     dead = similarity.diagonal() == 0
+    if bool((similarity.diagonal()[~dead] < 0.999).any()):
+        similarity = _scale_free(moments, dead)
     parent = torch.repeat_interleave(torch.arange(len(moments.sizes)), torch.tensor(moments.sizes))
     both = dead[:, None] & dead[None]
     same = parent[:, None] == parent[None]
     return similarity.masked_fill(both, 1.0).masked_fill(both & same, 1 - 1e-6)
+
+
+def _scale_free(moments: Moments, dead: Tensor) -> Tensor:
+    """Correlations without the floor of 1e-7 under the deviations: quiet features count in full."""
+    covariance = moments.covariance()
+    inverse = covariance.diagonal().clamp_min(0).rsqrt().masked_fill(dead, 0)
+    return covariance.mul_(inverse[:, None]).mul_(inverse).clamp_(-1.0, 1.0)
 
 
 def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tensor:

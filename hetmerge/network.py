@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
-from hetmerge.errors import InputError
+from hetmerge.errors import InputError, TraceError
 from hetmerge.execution import Walker, flat_inputs
 from hetmerge.layers import Layer, find_layers
 from hetmerge.outline import ModuleNodes
@@ -67,7 +67,11 @@ class Network:
         """The exported program for inputs of these shapes."""
         key = _key(call)
         if key not in self._programs:
-            self._programs[key] = export(self.model, *call)
+            try:
+                self._programs[key] = export(self.model, *call)
+            except TraceError as error:
+                first = str(error).splitlines()[0]
+                raise InputError(f"batches: a later one does not fit: {first}") from error
         return self._programs[key]
 
     def layer_of(self, weight: str) -> Layer | None:

@@ -11,11 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.alignment import Alignment, find_stages
-from hetmerge.calibration import Statistics, as_calls, calibrate
+from hetmerge.calibration import Statistics, all_calls, as_calls, calibrate
 from hetmerge.errors import PlanError
 from hetmerge.fingerprint import call_from, call_spec, fingerprint
 from hetmerge.matching import match_spaces
-from hetmerge.network import Call, Network, as_call
+from hetmerge.network import Call, Network
 from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.setting import Setting, build_setting
@@ -210,7 +210,7 @@ def _passage_notes(setting: Setting) -> list[str]:
 
 def as_batches(batches: Iterable[Any] | None) -> list[Call]:
     """Calls of optional batches."""
-    return [as_call(batch) for batch in batches] if batches is not None else []
+    return all_calls(batches) if batches is not None else []
 
 
 def setting_of(

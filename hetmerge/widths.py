@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 
 from hetmerge.errors import InputError
@@ -16,7 +17,11 @@ def target_width(width: Width, name: str, sizes: list[int]) -> int:
         return max(sizes)
     if choice == "union":
         return sum(sizes)
-    if isinstance(choice, bool) or not isinstance(choice, (int, float)) or not choice > 0:
+    if (
+        isinstance(choice, bool)
+        or not isinstance(choice, (int, float))
+        or not 0 < choice < math.inf
+    ):
         raise InputError(
             f"width: got {choice!r} for space {name!r}; allowed: 'max', 'union', a positive factor "
             "of the widest parent, or a dict of space name -> such a value or a number of features"

@@ -78,7 +78,7 @@ def test_two_families_without_stages(make, vectors) -> None:
 def test_different_number_of_stages(make, images) -> None:
     parents = [make(vgg, [8, 8, 16, 16]), make(vgg, [8, 8, 8, 16, 16], seed=1)]
     assert refused(parents, images) == (
-        "AlignmentError: the parents have 2 and 3 stages; allowed: the same number "
+        "AlignmentError: the parents have 3 and 4 stages; allowed: the same number "
         "(name them with blocks=)"
     )
 
