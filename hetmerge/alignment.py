@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hetmerge.correspondence import Slots
 from hetmerge.errors import AlignmentError, InputError
 from hetmerge.execution import Walker
-from hetmerge.network import Call, Network
+from hetmerge.network import Call, Network, samples
 from hetmerge.ops.segments import align_depth, fixed_depth
 from hetmerge.ops.similarity import CKA
 from hetmerge.outline import (
@@ -24,6 +24,7 @@ from hetmerge.outline import (
 )
 from hetmerge.progress import Progress
 
+SAMPLES = 500  # that CKA looks at
 DEPTHS = ("segment", "layer", "uniform", "head", "tail")
 
 
@@ -162,7 +163,7 @@ def _similarity(
         max(range(len(stages)), key=lambda m: len(stages[m][s].units)) for s in range(len(names))
     ]
     scores = [[CKA() for _ in stages] for _ in names]
-    for call in progress.track(batches, "CKA of layers"):
+    for call in progress.track(_enough(batches), "CKA of layers"):
         walkers = [network.walk([call]) for network in networks]
         for s in range(len(names)):
             features = [_outputs(w, p[s]) for w, p in zip(walkers, stages, strict=True)]
@@ -183,6 +184,16 @@ def _score(score: CKA, deep: list[Tensor], other: list[Tensor], stage: str) -> N
         score.update(deep, other)
     except InputError as error:
         raise InputError(f"activations of stage {stage!r}: {error}") from error
+
+
+def _enough(batches: Sequence[Call]) -> Sequence[Call]:
+    """The first batches that hold enough samples: more do not change where units stand."""
+    seen = 0
+    for count, call in enumerate(batches, 1):
+        seen += samples(call)
+        if seen >= SAMPLES:
+            return batches[:count]
+    return batches
 
 
 def _outputs(walker: Walker, stage: Stage) -> list[Tensor]:

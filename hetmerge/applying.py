@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from hetmerge.building import build
 from hetmerge.errors import InputError, PlanError
 from hetmerge.network import Call, Network
 from hetmerge.outputs import is_output
-from hetmerge.partition import Partition
+from hetmerge.partition import Partition, merged_size
 from hetmerge.planning import AlignmentPlan, as_batches, setting_of
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
@@ -102,7 +102,7 @@ def execute(
     state = projector.state()
     model, blueprint = build(setting, projector.widths, state)
     merged = Network(model, setting.call, "merged model", fold=False)
-    _check_same_program(setting.skeleton, merged)
+    _check_same_program(setting.skeleton, merged, projector.widths)
     fits = []
     if calls:
         fits = Fitter(
@@ -132,18 +132,30 @@ def is_exact(setting: Setting, partitions: dict[int, Partition]) -> bool:
         space = spaces[k]
         if len(partition.labels) < 2 or partition.union or is_output(space.pins):
             continue
+        outer = [partitions[i] for i in space.structure if i in partitions]
+        if any(other.union and len(other.labels) > 1 for other in outer):
+            continue  # its axis is kept apart by the heads or groups it is nested in
         if space.free or not any(pin.startswith(plain) for pin in space.pins):
             return False
     return not setting.skeleton.graph.mixing
 
 
-def _check_same_program(skeleton: Network, merged: Network) -> None:
+def _check_same_program(skeleton: Network, merged: Network, widths: Mapping[int, int]) -> None:
     mine, theirs = list(skeleton.nodes.order), list(merged.nodes.order)
     if mine != theirs:
         raise PlanError(
             "the merged module runs other operations than its parent "
             f"({len(theirs)} against {len(mine)}): its code depends on its sizes"
         )
+    for name, exprs in skeleton.graph.values.items():
+        wanted = [merged_size(expr, widths) for expr in exprs]
+        found = list(merged.nodes.nodes[name].meta["val"].shape)
+        if found != wanted:
+            module = merged.nodes.stacks[name][-1:] or ("the model itself",)
+            raise PlanError(
+                f"the merged module computes {found} in {module[0]}, the merge needs {wanted}; "
+                "its code splits features otherwise: give parents whose heads have equal sizes"
+            )
 
 
 def _finish(model: nn.Module, setting: Setting) -> None:

@@ -8,6 +8,7 @@ import sys
 from dataclasses import dataclass, field, fields
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hetmerge.errors import CheckpointError
@@ -205,6 +206,7 @@ def construct(spec: dict[str, Any]) -> nn.Module | None:
         return None
     values = {k: tuple(v) if isinstance(v, list) else v for k, v in spec["arguments"].items()}
     try:
-        return kind(**values)
+        with torch.random.fork_rng(devices=[]):
+            return kind(**values)
     except Exception:  # the class takes other arguments than it keeps: a template is needed
         return None

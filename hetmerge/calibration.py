@@ -13,7 +13,7 @@ from hetmerge.errors import InputError
 from hetmerge.execution import Walker
 from hetmerge.features import View, part, position_mask, take, views_of
 from hetmerge.nested import nest_of
-from hetmerge.network import Call, Network, as_call
+from hetmerge.network import Call, Network, as_call, samples
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting, build_setting
@@ -90,14 +90,7 @@ def calibrate(
 
 def as_calls(models: Sequence[nn.Module], batches: Iterable[Any], depth: str) -> list[Call]:
     """Check the arguments every entry point shares; the batches as calls."""
-    if not isinstance(models, Sequence):
-        kind = "one module" if isinstance(models, nn.Module) else type(models).__name__
-        raise InputError(f"models: got {kind}; allowed: a list of one or more modules")
-    if not models:
-        raise InputError("models: got none; allowed: a list of one or more modules")
-    for i, model in enumerate(models):
-        if not isinstance(model, nn.Module):
-            raise InputError(f"models[{i}]: got {type(model).__name__}; allowed: a torch module")
+    check_models(models)
     if depth not in DEPTHS:
         raise InputError(f"depth: got {depth!r}; allowed: {', '.join(DEPTHS)}")
     calls = all_calls(batches)
@@ -112,6 +105,18 @@ def as_calls(models: Sequence[nn.Module], batches: Iterable[Any], depth: str) ->
     return calls
 
 
+def check_models(models: Any) -> None:
+    """A list of modules."""
+    if not isinstance(models, Sequence):
+        kind = "one module" if isinstance(models, nn.Module) else type(models).__name__
+        raise InputError(f"models: got {kind}; allowed: a list of one or more modules")
+    if not models:
+        raise InputError("models: got none; allowed: a list of one or more modules")
+    for i, model in enumerate(models):
+        if not isinstance(model, nn.Module):
+            raise InputError(f"models[{i}]: got {type(model).__name__}; allowed: a torch module")
+
+
 def all_calls(batches: Iterable[Any]) -> list[Call]:
     """Every batch as (args, kwargs)."""
     if isinstance(batches, Tensor):
@@ -120,15 +125,10 @@ def all_calls(batches: Iterable[Any]) -> list[Call]:
         )
     if not isinstance(batches, Iterable) or isinstance(batches, (str, bytes, Mapping)):
         raise InputError(
-            f"batches: got {type(batches).__name__}; allowed: an iterable of tensors, tuples or dicts"
+            f"batches: got {type(batches).__name__}; "
+            "allowed: an iterable of tensors, tuples or dicts"
         )
     return [as_call(batch) for batch in batches]
-
-
-def samples(call: Call) -> int:
-    """Number of samples in a batch: the first dimension of its first tensor."""
-    values = (*call[0], *call[1].values())
-    return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), 0)
 
 
 def _gather(

@@ -192,7 +192,8 @@ def _refusal(family: str, setting: Setting, sizes: Sizes) -> str:
 
 def _filled(base: Any, choice: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
     config = _config(base, choice)
-    model: nn.Module = type(base)(config)
+    with torch.random.fork_rng(devices=[]):
+        model: nn.Module = type(base)(config)
     first = next(base.parameters())
     model.to(device=first.device, dtype=first.dtype).eval().requires_grad_(False)
     config.dtype = first.dtype

@@ -32,8 +32,8 @@ class Normal:
         self.rows += x.shape[0]
         self.gram = self.gram + torch.stack([m.T @ m for m in a]).double()
         self.cross = self.cross + torch.stack([m.T @ n for m, n in zip(a, b, strict=True)]).double()
-        self.total = self.total + t.double().sum((0,))
-        self.power += float(t.double().square().sum())
+        self.total = self.total + t.sum(0, dtype=torch.float64)
+        self.power += float(torch.linalg.vector_norm(t, dtype=torch.float64).square())
 
     def solve(self, prior: Tensor, ridge: float, bias: bool) -> Tensor:
         """Weights [blocks, p, r] nearest to `prior` [blocks, p, r] under the ridge.
@@ -85,7 +85,8 @@ def pick(value: Tensor, positions: Tensor, spatial: int) -> Tensor:
     positions = positions.to(value.device)
     if not spatial:
         return value.reshape(-1, value.shape[-1])[positions]
-    picked = value.flatten(2)[:, :, positions]
+    grid = value.flatten(2)
+    picked = grid if len(positions) == grid.shape[2] else grid[:, :, positions]
     return picked.transpose(1, 2).reshape(-1, value.shape[1])
 
 

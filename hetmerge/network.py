@@ -93,6 +93,12 @@ def as_call(batch: Any) -> Call:
     )
 
 
+def samples(call: Call) -> int:
+    """Number of samples in a batch: the first dimension of its first tensor."""
+    values = (*call[0], *call[1].values())
+    return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), 0)
+
+
 def state_of(model: nn.Module) -> dict[str, Tensor]:
     """Every parameter and buffer by name, tied ones under each of their names."""
     pairs: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]

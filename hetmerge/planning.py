@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.alignment import Alignment, find_stages
-from hetmerge.calibration import Statistics, all_calls, as_calls, calibrate
+from hetmerge.calibration import Statistics, all_calls, as_calls, calibrate, check_models
 from hetmerge.errors import PlanError
 from hetmerge.fingerprint import call_from, call_spec, fingerprint
 from hetmerge.matching import match_spaces
@@ -221,6 +221,7 @@ def setting_of(
     Raises:
         PlanError: the plan was made for other models.
     """
+    check_models(models)
     if len(models) != len(plan.parents):
         raise PlanError(f"models: got {len(models)}; the plan was made for {len(plan.parents)}")
     for m, (model, wanted) in enumerate(zip(models, plan.parents, strict=True)):

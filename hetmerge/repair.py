@@ -72,17 +72,15 @@ def _scales(fitter: Fitter, layer: Layer, parent: int) -> tuple[Tensor, Tensor] 
 
 def _statistics(values: list[Tensor], dim: int) -> tuple[Tensor, Tensor]:
     """Mean and standard deviation per feature over all batches and positions, float64."""
-    count, total, square = 0, torch.zeros(()), torch.zeros(())
-    pivot: Tensor | None = None
+    parts = []
     for value in values:
-        rows = value.movedim(dim, -1).flatten(0, -2).double()
-        pivot = rows.mean(0) if pivot is None else pivot
-        rows = rows - pivot
-        count += len(rows)
-        total, square = total + rows.sum(0), square + rows.square().sum(0)
-    assert pivot is not None
-    mean = total / count
-    return mean + pivot, (square / count - mean.square()).clamp_min(0).sqrt()
+        others = [d for d in range(value.dim()) if d != dim % value.dim()]
+        variance, mean = torch.var_mean(value, dim=others, correction=0)
+        parts.append((value.numel() // value.shape[dim], mean.double(), variance.double()))
+    count = sum(n for n, _, _ in parts)
+    mean = torch.stack([m * (n / count) for n, m, _ in parts]).sum(0)
+    spread = [(v + (m - mean).square()) * (n / count) for n, m, v in parts]
+    return mean, torch.stack(spread).sum(0).sqrt()
 
 
 def realise_norm(merged: Network, walker: Walker, layer: Layer) -> None:

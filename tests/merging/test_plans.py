@@ -126,6 +126,23 @@ def test_plan_for_other_models(parents, images, make) -> None:
         hm.apply(plan, [*parents, other], images)
 
 
+def test_wrong_arguments_of_apply(parents, images) -> None:
+    plan = hm.plan(parents, images, progress=False)
+    wrong = {
+        "models: got one module; allowed: ": {"models": parents[0]},
+        "models[1]: got NoneType; allowed: ": {"models": [parents[0], None]},
+        "batches: got one tensor; allowed: ": {"batches": images[0]},
+        "weights: got 1 values for 2 models": {"weights": [1]},
+        "repair: got 'all'; allowed: ": {"repair": "all"},
+        "batches: ResNet cannot take inputs": {"batches": [images[0][:, :2]]},
+    }
+    for message, change in wrong.items():
+        given = {"models": parents, "batches": images, **change}
+        with pytest.raises(InputError) as caught:
+            hm.apply(plan, progress=False, **given)
+        assert str(caught.value).startswith(message)
+
+
 def test_same_shapes_with_other_weights_are_allowed(parents, images, make) -> None:
     plan = hm.plan(parents, images, progress=False)
     other = [make(ResNet, [3, 2], 8, seed=5), make(ResNet, [2, 1], 12, seed=6)]
