@@ -113,14 +113,18 @@ def find_stages(
 
 
 def _containers(networks: Sequence[Network]) -> list[str]:
-    paths: dict[str, None] = {}
+    """Paths every parent has; where one parent repeats what is inside of another's, the outer."""
+    paths: list[str] = []
     for finder in (find_containers, lone_containers):
-        for network in networks:
-            for path in finder(network.model, network.nodes):
-                nested = any(_inside(path, p) or _inside(p, path) for p in paths)
-                if not nested and all(_has(n.model, path) for n in networks):
-                    paths[path] = None
-    return list(paths)
+        found = dict.fromkeys(path for n in networks for path in finder(n.model, n.nodes))
+        shared = [path for path in found if all(_has(n.model, path) for n in networks)]
+        outermost = [path for path in shared if not any(_inside(path, p) for p in shared)]
+        paths += [
+            path
+            for path in outermost
+            if not any(path == p or _inside(path, p) or _inside(p, path) for p in paths)
+        ]
+    return paths
 
 
 def _inside(path: str, other: str) -> bool:

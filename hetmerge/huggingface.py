@@ -11,7 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.errors import PlanError
+from hetmerge.network import state_of
 from hetmerge.partition import merged_size
+from hetmerge.resizing import set_tensors
 from hetmerge.setting import Setting
 from hetmerge.tracing import export
 from hetmerge.tracing.expr import Leaf, Product
@@ -194,12 +196,9 @@ def _filled(base: Any, choice: Mapping[str, Any], state: Mapping[str, Tensor]) -
     config = _config(base, choice)
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = type(base)(config)
-    first = next(base.parameters())
-    model.to(device=first.device, dtype=first.dtype).eval().requires_grad_(False)
-    config.dtype = first.dtype
-    own: dict[str, Tensor] = dict(model.named_parameters(remove_duplicate=False))
-    own |= dict(model.named_buffers(remove_duplicate=False))
-    with torch.no_grad():
-        for name, tensor in state.items():
-            own[name].copy_(tensor)
-    return model
+    config.dtype = next(base.parameters()).dtype
+    saved = model.state_dict()  # buffers that are computed keep their values and precision
+    unused = {n: t for n, t in state_of(base).items() if n not in state and n in saved}
+    unused = {n: t for n, t in unused.items() if t.shape == saved[n].shape}
+    set_tensors(model, {n: t for n, t in {**unused, **state}.items() if n in saved})
+    return model.to(next(base.parameters()).device).eval()

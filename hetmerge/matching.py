@@ -42,7 +42,9 @@ def match_spaces(statistics: Statistics, options: Options) -> Matching:
     matcher = _Matcher(statistics, options)
     for space in _outer_first(statistics.setting.skeleton.graph.spaces):
         matcher.add(space)
-    return Matching(even_out(statistics.setting, matcher.partitions), tuple(matcher.notes))
+    return Matching(
+        even_out(statistics.setting, matcher.partitions, matcher.weights), tuple(matcher.notes)
+    )
 
 
 class _Matcher:

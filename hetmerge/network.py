@@ -71,7 +71,7 @@ class Network:
                 self._programs[key] = export(self.model, *call)
             except TraceError as error:
                 first = str(error).splitlines()[0]
-                raise InputError(f"batches: a later one does not fit: {first}") from error
+                raise InputError(f"batches: one does not fit: {first}") from error
         return self._programs[key]
 
     def layer_of(self, weight: str) -> Layer | None:

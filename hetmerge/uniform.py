@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from torch import nn
 
@@ -13,11 +13,14 @@ from hetmerge.setting import Setting
 _Place = tuple[int, str, int, tuple[int, ...]]  # stage, tensor in its unit, dimension, path in it
 
 
-def even_out(setting: Setting, partitions: Mapping[int, Partition]) -> dict[int, Partition]:
+def even_out(
+    setting: Setting, partitions: Mapping[int, Partition], weights: Sequence[float]
+) -> dict[int, Partition]:
     """Widen the units that only some parents have to the width of the others of their stage.
 
     A configuration has one number of heads for all its layers, and torch's attention one width for
-    heads and stream. The added features have no members: their weights are zero.
+    heads and stream. The added features have no members: their weights are zero. Units that only
+    parents of weight 0 have, and that therefore do nothing, follow the others.
     """
     found = dict(partitions)
     if not is_pretrained(setting.skeleton.model) and not any(
@@ -30,9 +33,11 @@ def even_out(setting: Setting, partitions: Mapping[int, Partition]) -> dict[int,
         if space.free and space.index in found and None not in places:
             groups.setdefault(min(p for p in places if p), []).append(space.index)
     for members in groups.values():
-        width = max(found[k].width for k in members)
+        heard = [k for k in members if any(weights[m] > 0 for m in found[k].labels)]
+        width = max(found[k].width for k in heard or members)
         for k in members:
-            found[k] = Partition(width, found[k].labels)
+            labels = {m: x if k in heard else x % width for m, x in found[k].labels.items()}
+            found[k] = Partition(width, labels)
     return found
 
 

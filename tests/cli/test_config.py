@@ -7,8 +7,7 @@ import yaml
 from hetmerge import ConfigError
 from hetmerge.alignment import DEPTHS
 from hetmerge.config import MergeConfig, MergeParameters, read_config
-from hetmerge.options import MATCHES
-from hetmerge.options import BACKENDS, Options
+from hetmerge.options import BACKENDS, MATCHES, Options
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
 

@@ -145,7 +145,7 @@ BATCHES = {
 @pytest.mark.parametrize("place", [0, 1])
 def test_batch_that_the_model_cannot_take(case: str, place: int, refused, images) -> None:
     batches = [*images[:place], BATCHES[case]]
-    reason = ["ResNet cannot take inputs ", "a later one does not fit: ResNet cannot be exported"]
+    reason = ["ResNet cannot take inputs ", "one does not fit: ResNet cannot be exported"]
     assert refused(batches=batches).startswith(f"InputError: batches: {reason[place]}")
 
 

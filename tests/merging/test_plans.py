@@ -134,7 +134,7 @@ def test_wrong_arguments_of_apply(parents, images) -> None:
         "batches: got one tensor; allowed: ": {"batches": images[0]},
         "weights: got 1 values for 2 models": {"weights": [1]},
         "repair: got 'all'; allowed: ": {"repair": "all"},
-        "batches: ResNet cannot take inputs": {"batches": [images[0][:, :2]]},
+        "batches: one does not fit: ResNet cannot": {"batches": [images[0][:, :2]]},
     }
     for message, change in wrong.items():
         given = {"models": parents, "batches": images, **change}

@@ -101,6 +101,24 @@ def test_merged_with_itself_returns_itself(name: str) -> None:
     assert distance(logits(result.model, batches[0]), logits(parents[0], batches[0])) < 1e-4
 
 
+def test_deeper_in_another_stage() -> None:
+    parents = [hf.lively(hf.resnet(3, 8, 1), 1), hf.lively(hf.resnet(1, 12, 3), 2)]
+    batch = hf.images()[0]
+    result = hm.merge(parents, hf.images(), weights=[1, 0], refit=False, progress=False)
+    assert result.model.config.depths == [3, 3]
+    assert distance(logits(result.model, batch), logits(parents[0], batch)) < 1e-4
+
+
+def test_half_precision_is_kept(tmp_path: Path) -> None:
+    parents = [hf.lively(hf.llama(3, 32), 1), hf.lively(hf.llama(2, 48), 2)]
+    batch = hf.tokens()[0]
+    result = hm.merge([p.bfloat16() for p in parents], hf.tokens(), progress=False)
+    result.save(tmp_path / "merged")
+    again = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
+    assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
+    assert torch.equal(logits(again, batch), logits(result.model, batch))
+
+
 def test_absent_layer_behind_a_norm_is_reported() -> None:
     parents = [hf.lively(hf.bert(3, 16), 1), hf.lively(hf.bert(2, 24, 3), 2)]
     result = hm.merge(parents, hf.tokens(), weights=[0, 1], refit=False, progress=False)

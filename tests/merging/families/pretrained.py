@@ -5,11 +5,11 @@ import transformers as tf
 from torch import nn
 
 
-def resnet(depth: int, width: int) -> nn.Module:
+def resnet(depth: int, width: int, second: int = 0) -> nn.Module:
     config = tf.ResNetConfig(
         embedding_size=width,
         hidden_sizes=[width, 2 * width],
-        depths=[depth, depth],
+        depths=[depth, second or depth],
         layer_type="basic",
         num_labels=5,
     )
