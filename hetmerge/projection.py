@@ -16,7 +16,7 @@ from hetmerge.network import Network
 from hetmerge.ops.project import project
 from hetmerge.partition import Partition, dim_labels, merged_size
 from hetmerge.setting import Setting
-from hetmerge.tracing.expr import Expr, leaves
+from hetmerge.tracing.expr import Expr
 
 
 @dataclass(frozen=True)
@@ -60,12 +60,6 @@ class Projector:
     def labels(self, expr: Expr, parent: int) -> tuple[Tensor, int]:
         """Merged position of every element of a skeleton dimension in one parent's sizes."""
         return dim_labels(expr, self._tables[parent])
-
-    def has(self, expr: Expr, parent: int) -> bool:
-        """The parent has every space of this dimension."""
-        return all(
-            leaf.space in self._tables[parent] for leaf in leaves(expr) if leaf.space in self.widths
-        )
 
     def state(self) -> dict[str, Tensor]:
         """The merged network's traced tensors by name."""
