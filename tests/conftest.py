@@ -1,6 +1,7 @@
 """Shared fixtures: the data folder, and skips that name their reason."""
 
 import os
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,3 +35,12 @@ def _single_thread() -> Iterator[None]:
     torch.set_num_threads(1)  # tiny models: threads cost more than they save
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture(autouse=True)
+def _third_party_warnings() -> Iterator[None]:
+    with warnings.catch_warnings():
+        # torch.export and transformers warn about their own deprecations
+        for module in ("torch", "transformers", "copyreg"):
+            warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
+        yield

@@ -80,7 +80,7 @@ def project(
         col_of = _check_labels("col_labels", col_labels, sizes, cols, first.device)
 
     if choose("project", backend, {"torch": None, "reference": None}) == "reference":
-        from hetmerge.reference.projection import project as reference
+        from hetmerge.reference.project import project as reference
 
         cpu = [None if weight is None else weight.detach().cpu() for weight in weights]
         row_cpu = [labels.cpu() for labels in row_of]

@@ -1,9 +1,8 @@
-"""Families of small networks, their inputs, and silence for warnings of third parties."""
+"""Families of small networks and their inputs."""
 
 import os
 import sys
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -16,23 +15,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 from families.vision import randomise  # noqa: E402
 
 Make = Callable[..., nn.Module]
-
-
-@pytest.fixture(autouse=True)
-def _single_thread() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)  # tiny models: threads cost more than they save
-    yield
-    torch.set_num_threads(threads)
-
-
-@pytest.fixture(autouse=True)
-def _third_party_warnings() -> Iterator[None]:
-    with warnings.catch_warnings():
-        # torch.export and transformers warn about their own deprecations
-        for module in ("torch", "transformers", "copyreg"):
-            warnings.filterwarnings("ignore", module=rf"{module}(\..*)?$")
-        yield
 
 
 @pytest.fixture

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from hetmerge.errors import BackendError, InputError
 from hetmerge.ops import project
-from hetmerge.reference import projection as reference
+from hetmerge.reference import project as reference
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=200)
 # Sums of at most a few dozen entries of order 1: some ulps each, one rounding at the end.
