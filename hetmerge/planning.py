@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -72,7 +72,6 @@ class AlignmentPlan:
     notes: tuple[str, ...] = ()
     blocks: list[Any] | None = None
     samples: int = 0
-    seconds: dict[str, float] = field(default_factory=dict, compare=False)
 
     @property
     def weights(self) -> list[float]:
