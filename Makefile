@@ -2,8 +2,8 @@
 PYTHON ?= python3
 BIN := .venv/bin
 PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -c constraints.txt
-INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*.h)
-CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h)
+INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
+CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
 
 .PHONY: demo test check lint bench clean
 
@@ -22,7 +22,7 @@ lint: .venv/.check
 	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
 
 bench: .venv/.test
-	$(BIN)/pytest --benchmark-only --timeout=0 benchmarks/bench_*.py
+	$(BIN)/hetmerge bench
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

@@ -1,11 +1,9 @@
 // Row primitives: the inner loops every algorithm on a similarity matrix is made of.
 #pragma once
 
-#include <cstdint>
+#include "view.h"
 
 namespace hetmerge {
-
-using Index = std::int64_t;
 
 // Largest of x[begin:end], -inf when empty. Values must not be NaN.
 float row_max(const float* x, Index begin, Index end);

@@ -3,6 +3,8 @@ from typing import TypeVar
 import numpy as np
 from numpy.typing import NDArray
 
+has_cuda: bool
+
 _Real = TypeVar("_Real", np.float32, np.float64)
 
 def zip(

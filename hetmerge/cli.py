@@ -113,6 +113,21 @@ def inspect(
     sys.stdout.write(inspect_command.run(model, shape, verify) + "\n")
 
 
+@app.command()
+def bench(
+    only: Annotated[
+        str | None, typer.Argument(help="One operation, such as zipping.", show_default=False)
+    ] = None,
+    rows: Annotated[
+        Path | None, typer.Option("--rows", help="Add the figures to this CSV table.")
+    ] = None,
+) -> None:
+    """Time every operation beside its baselines on this machine."""
+    from hetmerge import bench_command
+
+    raise typer.Exit(bench_command.run(only, rows))
+
+
 def _console(*, stderr: bool = False) -> "Console":
     from rich.console import Console
 

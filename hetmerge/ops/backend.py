@@ -5,11 +5,16 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from functools import cache
+from importlib.util import find_spec
+
+import torch
 
 from hetmerge.errors import BackendError
 
 NAMES = ("reference", "torch", "native", "triton", "cuda")
 VARIABLE = "HETMERGE_BACKEND"
+CPU_ORDER = ("native", "torch", "reference", "triton", "cuda")
+GPU_ORDER = ("cuda", "triton", "torch", "native", "reference")
 
 
 def choose(op: str, request: str, available: Mapping[str, str | None]) -> str:
@@ -41,6 +46,44 @@ def choose(op: str, request: str, available: Mapping[str, str | None]) -> str:
                 f"backend: {op} has no {request!r} implementation, only {', '.join(available)}"
             )
     return request if available[request] is None else _refuse(op, request, available)
+
+
+def available(device: torch.device, *names: str) -> Mapping[str, str | None]:
+    """The backends ``names`` for tensors on ``device``, best first, for :func:`choose`."""
+    return _available(device.type, names)
+
+
+@cache
+def _available(kind: str, names: tuple[str, ...]) -> Mapping[str, str | None]:
+    order = GPU_ORDER if kind == "cuda" else CPU_ORDER
+    return {name: _problem(name, kind) for name in order if name in names}
+
+
+def _problem(name: str, kind: str) -> str | None:
+    if name == "native":
+        return native_problem()
+    if name == "triton":
+        return _triton_problem(kind)
+    return _cuda_problem(kind) if name == "cuda" else None
+
+
+def _triton_problem(kind: str) -> str | None:
+    if find_spec("triton") is None:
+        return "triton is not installed"
+    if kind == "cuda" or os.environ.get("TRITON_INTERPRET") == "1":
+        return None
+    return f"the tensors are on {kind}; Triton needs a CUDA device, or TRITON_INTERPRET=1"
+
+
+def _cuda_problem(kind: str) -> str | None:
+    problem = native_problem()
+    if problem is not None:
+        return problem
+    from hetmerge import _native
+
+    if not _native.has_cuda:
+        return "hetmerge was built without CUDA (no nvcc at build time, or HETMERGE_CUDA=0)"
+    return None if kind == "cuda" else f"the tensors are on {kind}, not on a CUDA device"
 
 
 @cache

@@ -1,15 +1,9 @@
-// The only file that knows pybind11. Shapes and values are checked by hetmerge.ops.
-#include <pybind11/numpy.h>
-#include <pybind11/pybind11.h>
-#include <pybind11/stl.h>
-
 #include <stdexcept>
 
+#include "bind.h"
 #include "zipping.h"
 
-namespace py = pybind11;
-using hetmerge::Index;
-
+namespace hetmerge {
 namespace {
 
 template <class T>
@@ -22,11 +16,6 @@ Index order(const Matrix<T>& matrix) {
     return matrix.shape(0);
 }
 
-template <class V>
-py::array_t<V> to_array(const std::vector<V>& values) {
-    return py::array_t<V>(static_cast<py::ssize_t>(values.size()), values.data());
-}
-
 template <class T>
 py::tuple zip(const Matrix<T>& similarity, const std::vector<Index>& sizes,
               const std::vector<Index>& budgets, Index width, double alpha, Index rescan_limit) {
@@ -36,7 +25,7 @@ py::tuple zip(const Matrix<T>& similarity, const std::vector<Index>& sizes,
     if (units != n || budgets.size() != sizes.size() || width < 1)
         throw std::invalid_argument("sizes, budgets or width do not fit the similarity");
     const T* data = similarity.data();
-    hetmerge::ZipOutcome outcome;
+    ZipOutcome outcome;
     {
         py::gil_scoped_release release;
         outcome =
@@ -50,7 +39,7 @@ template <class T>
 py::tuple check_symmetric(const Matrix<T>& matrix) {
     const Index n = order(matrix);
     const T* data = matrix.data();
-    hetmerge::MatrixCheck check{};
+    MatrixCheck check{};
     {
         py::gil_scoped_release release;
         check = hetmerge::check_symmetric(data, n);
@@ -59,7 +48,7 @@ py::tuple check_symmetric(const Matrix<T>& matrix) {
 }
 
 template <class T>
-void register_zipping(py::module_& m) {
+void register_for(py::module_& m) {
     m.def("zip", &zip<T>, py::arg("similarity").noconvert(), py::arg("sizes"), py::arg("budgets"),
           py::arg("width"), py::arg("alpha"), py::arg("rescan_limit") = -1);
     m.def("check_symmetric", &check_symmetric<T>, py::arg("matrix").noconvert());
@@ -67,7 +56,9 @@ void register_zipping(py::module_& m) {
 
 }  // namespace
 
-PYBIND11_MODULE(_native, m) {
-    register_zipping<float>(m);
-    register_zipping<double>(m);
+void register_zipping(py::module_& m) {
+    register_for<float>(m);
+    register_for<double>(m);
 }
+
+}  // namespace hetmerge

@@ -1,0 +1,17 @@
+// The extension module hetmerge._native: one registration per operation.
+#include <pybind11/pybind11.h>
+
+namespace hetmerge {
+
+void register_zipping(pybind11::module_& m);
+
+}  // namespace hetmerge
+
+PYBIND11_MODULE(_native, m) {
+#ifdef HETMERGE_CUDA
+    m.attr("has_cuda") = true;
+#else
+    m.attr("has_cuda") = false;
+#endif
+    hetmerge::register_zipping(m);
+}

@@ -1,0 +1,40 @@
+"""`hetmerge bench`: every operation beside its baselines, timed on this machine."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+from hetmerge.errors import InputError
+
+FOLDER = Path(__file__).resolve().parent.parent / "benchmarks"
+NEEDED = ("pytest", "pytest_benchmark", "fastcluster", "lap")
+
+
+def run(only: str | None, rows: Path | None) -> int:
+    """Run the benchmarks whose name contains ``only``; the exit status of pytest.
+
+    Raises:
+        InputError: the benchmarks or what they need is not there, or ``only`` names none.
+    """
+    found = sorted(FOLDER.glob("bench_*.py"))
+    if not found:
+        raise InputError(
+            "bench: the benchmarks are part of the source, not of the installed package; run "
+            "`hetmerge bench` from a checkout"
+        )
+    missing = [name for name in NEEDED if find_spec(name) is None]
+    if missing:
+        raise InputError(
+            f"bench: {', '.join(missing)} not installed; pip install 'hetmerge[bench]'"
+        )
+    chosen = [path for path in found if only is None or only in path.stem]
+    if not chosen:
+        names = ", ".join(path.stem.removeprefix("bench_") for path in found)
+        raise InputError(f"bench: no benchmark is named {only!r}; allowed: {names}")
+    command = [sys.executable, "-m", "pytest", "--benchmark-only", "--timeout=0", "-q"]
+    command += ["--benchmark-columns=median,iqr,rounds", "--rootdir", str(FOLDER.parent)]
+    command += [] if rows is None else ["--rows", str(rows.resolve())]
+    return subprocess.run([*command, *map(str, chosen)], check=False, cwd=FOLDER).returncode
