@@ -1,8 +1,8 @@
 """Native build and package list; everything else stands in pyproject.toml.
 
 HETMERGE_CUDA=auto|0|1 decides about CUDA by the toolkit, never by a visible GPU: auto builds it
-where nvcc is found and goes without, with a warning, where nvcc fails. HETMERGE_CUDA_ARCHS names the
-targets (default 80;90;100), HETMERGE_SANITIZE=address|thread|undefined builds with a sanitizer.
+where nvcc is found and goes without, with a warning, where nvcc fails. HETMERGE_CUDA_ARCHS names
+the targets (default 80;90;100), HETMERGE_SANITIZE=address|thread|undefined builds with a sanitizer.
 """
 
 import os
