@@ -15,4 +15,4 @@ def test_align_depth(measure, objective, implementation):
     results = [function(table, objective, "end") for function in functions.values()]
     assert results[0] == results[1]
     run = functions[implementation]
-    measure(lambda: run(table, objective, "end"), f"align {objective} 16 x 8")
+    measure(lambda: run(table, objective, "end"), f"align {objective} 16 x 8", implementation)

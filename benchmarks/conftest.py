@@ -82,7 +82,11 @@ def _best(function: Callable[[], object]) -> float:
     return min(times)
 
 
-def pytest_sessionfinish(session: pytest.Session) -> None:
-    path = session.config.getoption("--rows")
-    if path is not None and TIMINGS:
-        rows.save(rows.rows_of(TIMINGS, roofs(), rows.device_name("cpu"), THREADS), path)
+def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
+    if not TIMINGS:
+        return
+    found = rows.rows_of(TIMINGS, roofs(), rows.device_name("cpu"), THREADS)
+    terminalreporter.write_line(rows.table(found))
+    path = config.getoption("--rows")
+    if path is not None:
+        rows.save(found, path)

@@ -92,6 +92,29 @@ def rows_of(timings: list[Timing], roofs: Roofs, device: str, threads: int) -> l
     return rows
 
 
+def table(rows: list[Row]) -> str:
+    """The rows as text: times, rates, and how many times longer each baseline takes."""
+    head = ("case", "by", "ms", "GB/s", "TFLOP/s", "of roof", "error", "baselines take, times ours")
+    lines = [head] + [
+        (
+            r.case,
+            r.implementation,
+            r.ms_p50,
+            r.gb_per_s,
+            r.tflop_per_s,
+            r.roof_fraction,
+            r.error,
+            r.ratios,
+        )
+        for r in rows
+    ]
+    widths = [max(len(line[k]) for line in lines) for k in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(line, widths, strict=True)).rstrip()
+        for line in lines
+    )
+
+
 def save(rows: list[Row], path: Path) -> None:
     """Write the table; cases that were not run keep the row they had."""
     names = [field.name for field in fields(Row)]

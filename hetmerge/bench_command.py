@@ -35,6 +35,6 @@ def run(only: str | None, rows: Path | None) -> int:
         names = ", ".join(path.stem.removeprefix("bench_") for path in found)
         raise InputError(f"bench: no benchmark is named {only!r}; allowed: {names}")
     command = [sys.executable, "-m", "pytest", "--benchmark-only", "--timeout=0", "-q"]
-    command += ["--benchmark-columns=median,iqr,rounds", "--rootdir", str(FOLDER.parent)]
+    command += ["--benchmark-quiet", "--rootdir", str(FOLDER.parent)]
     command += [] if rows is None else ["--rows", str(rows.resolve())]
     return subprocess.run([*command, *map(str, chosen)], check=False, cwd=FOLDER).returncode
