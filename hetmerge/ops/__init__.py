@@ -5,6 +5,8 @@ from hetmerge.ops.moments import Moments as Moments
 from hetmerge.ops.project import project as project
 from hetmerge.ops.segments import align_depth as align_depth
 from hetmerge.ops.segments import fixed_depth as fixed_depth
+from hetmerge.ops.selection import Selection as Selection
+from hetmerge.ops.selection import select as select
 from hetmerge.ops.similarity import CKA as CKA
 from hetmerge.ops.similarity import cka as cka
 from hetmerge.ops.zipping import ZipResult as ZipResult
