@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import operator
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -126,10 +126,27 @@ class Walker:
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
     def _source(self, node: Node, index: int) -> Value:
-        if node.op == "get_attr":
-            return _attribute(self.programs[index].graph_module, str(node.target))
-        kind, key = self._sources[index][node.name]
-        return self.state[key] if kind == "state" else key
+        return _fetch(node, self.programs[index], self._sources[index], self.state)
+
+
+def sources_of(
+    program: ExportedProgram, inputs: Sequence[Value], state: Mapping[str, Tensor]
+) -> Callable[[Node], Value]:
+    """The values of nodes that compute nothing: inputs, constants, tensors of the state."""
+    table = _sources(program, inputs)
+    return lambda node: _fetch(node, program, table, state)
+
+
+def _fetch(
+    node: Node,
+    program: ExportedProgram,
+    table: Mapping[str, tuple[str, Value]],
+    state: Mapping[str, Tensor],
+) -> Value:
+    if node.op == "get_attr":
+        return _attribute(program.graph_module, str(node.target))
+    kind, key = table[node.name]
+    return state[key] if kind == "state" else key
 
 
 def _sources(program: ExportedProgram, inputs: Sequence[Value]) -> dict[str, tuple[str, Value]]:

@@ -4,18 +4,22 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
 from hetmerge.calibration import Statistics
 from hetmerge.errors import InputError
+from hetmerge.importance import by_fisher, by_weights
 from hetmerge.labels import permute_labels, positional_partition, similarity_of
 from hetmerge.nested import inner_similarity, outer_similarity
+from hetmerge.ops.moments import Moments
 from hetmerge.ops.zipping import zip_match_info
 from hetmerge.options import Options
 from hetmerge.outputs import output_partition
 from hetmerge.partition import Partition, union
+from hetmerge.selecting import selection
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
 from hetmerge.widths import check_names, target_width
@@ -57,6 +61,7 @@ class _Matcher:
         self.partitions: dict[int, Partition] = {}
         self.similarities: dict[int, Tensor] = {}
         self.notes: list[str] = []
+        self.losses: dict[str, float] = {}
 
     def add(self, space: Space) -> None:
         members = self.setting.members(space.index)
@@ -90,10 +95,34 @@ class _Matcher:
                 f"space {space.name!r} cannot be compared in activations: matched by position"
             )
             return positional_partition(space.name, sizes, target)
+        if similarity is None and options.match == "select":
+            assert moments is not None
+            return self._select(space, moments, sizes, target)
         if similarity is None:
             assert moments is not None
             similarity = similarity_of(moments)
         return self._heard(space, options.match, similarity, sizes, target)
+
+    def _select(
+        self, space: Space, moments: Moments, sizes: dict[int, int], target: int
+    ) -> Partition:
+        importances = {
+            m: self._importances[m].get(self.setting.links[m].spaces[space.index], [])
+            for m in sizes
+        }
+        if not any(importances.values()):
+            self.notes.append(f"space {space.name!r} is read by no layer: matched by position")
+            return positional_partition(space.name, sizes, target)
+        partition, left = selection(moments.covariance(), sizes, importances, self.weights, target)
+        self.losses[space.name] = left
+        return partition
+
+    @cached_property
+    def _importances(self) -> list[dict[int, list[Tensor]]]:
+        if self.options.importance == "weights":
+            return [by_weights(network) for network in self.setting.parents]
+        calls, seed = self.statistics.calls, self.options.seed
+        return [by_fisher(network, calls, seed) for network in self.setting.parents]
 
     def _theirs(self, parent: int, space: int) -> Space:
         link = self.setting.links[parent]
@@ -138,7 +167,7 @@ class _Matcher:
         self, space: Space, match: str, similarity: Tensor, sizes: dict[int, int], target: int
     ) -> Partition:
         counts, options = list(sizes.values()), self.options
-        if match == "permute":
+        if match in ("permute", "select"):  # select: inner orders of heads, which are kept whole
             if target < max(counts):
                 raise InputError(
                     f"width: {target} for space {space.name!r} is below its widest parent "

@@ -15,7 +15,8 @@ from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
 from hetmerge.widths import Width
 
-MATCHES = ("zip", "permute", "identity")
+MATCHES = ("zip", "permute", "select", "identity")
+IMPORTANCES = ("fisher", "weights")
 BACKENDS = ("auto", "reference", "native", "torch", "triton", "cuda")
 
 
@@ -26,9 +27,12 @@ class Options:
     Attributes:
         depth: how the layers of a shallower parent are placed: "segment" (SMA), "layer" (LMA),
             "uniform", "head", "tail".
-        match: how features meet: "zip", "permute", "identity".
+        match: how features meet: "zip" and "permute" average what is alike, "select" keeps the
+            features from which the others can best be read off, "identity" goes by position.
         outputs: "average" for parents with the same labels, "concat" for different ones.
         labels: per parent, the name of each output; shared names are averaged, others kept.
+        importance: what "select" counts errors by: "fisher", how they move the outputs on the
+            calibration inputs (gradients of unlabelled outputs), or "weights" of the next layers.
         alpha, beta: zip's decay of merged similarities and share of within-model merges.
         width: "max", "union", a factor of the widest parent, or a dict of space name -> choice.
         weights: one per parent; default equal.
@@ -40,6 +44,7 @@ class Options:
 
     depth: str = "segment"
     match: str = "zip"
+    importance: str = "fisher"
     outputs: str = "average"
     labels: list[list[str]] | None = None
     alpha: float = 0.5
@@ -54,6 +59,7 @@ class Options:
     def __post_init__(self) -> None:
         _one_of("depth", self.depth, DEPTHS)
         _one_of("match", self.match, MATCHES)
+        _one_of("importance", self.importance, IMPORTANCES)
         _one_of("outputs", self.outputs, OUTPUTS)
         _one_of("repair", self.repair, REPAIRS)
         _one_of("backend", self.backend, BACKENDS)

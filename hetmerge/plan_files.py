@@ -94,7 +94,8 @@ def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor])
     for k, space in enumerate(body["spaces"]):
         labels = [tensors.get(f"labels/{k}/{m}") for m in range(count)]
         labels = [x.to(torch.int64) if x is not None else None for x in labels]
-        spaces.append(PlannedSpace(space["name"], space["width"], labels, space["free"]))
+        readoff = {m: x for m in range(count) if (x := tensors.get(f"readoff/{k}/{m}")) is not None}
+        spaces.append(PlannedSpace(space["name"], space["width"], labels, space["free"], readoff))
     return AlignmentPlan(
         options=options,
         parents=body["parents"],
@@ -117,6 +118,8 @@ def _tensors(plan: AlignmentPlan) -> dict[str, Tensor]:
         for m, labels in enumerate(space.labels)
         if labels is not None
     }
+    for k, space in enumerate(plan.spaces):
+        found.update({f"readoff/{k}/{m}": x.contiguous() for m, x in space.readoff.items()})
     for s, name in enumerate(plan.stages):
         for m, table in enumerate(plan.similarities.get(name, [])):
             found[f"similarity/{s}/{m}"] = table.double().contiguous()

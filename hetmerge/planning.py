@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -28,20 +28,22 @@ class PlannedSpace:
     Attributes:
         name: of the space in the skeleton.
         width: merged features.
-        labels: per parent int64 [size] in [0, width), or None where the parent lacks the space.
+        labels: per parent int64 [size] in [0, width), -1 for features a selection did not keep, or
+            None where the parent lacks the space.
         free: False where the order had to be kept (inputs, outputs, constants).
+        readoff: of a selection, parent -> [size, width], how its features are read off the kept.
     """
 
     name: str
     width: int
     labels: list[Tensor | None]
     free: bool
+    readoff: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def partition(self) -> Partition:
-        return Partition(
-            self.width, {m: found for m, found in enumerate(self.labels) if found is not None}
-        )
+        labels = {m: found for m, found in enumerate(self.labels) if found is not None}
+        return Partition(self.width, labels, self.readoff)
 
 
 @dataclass(frozen=True)
@@ -181,6 +183,7 @@ def plan_statistics(
                 p.width,
                 [p.labels.get(m) for m in range(len(models))],
                 spaces[k].free,
+                p.readoff,
             )
             for k, p in matching.partitions.items()
         ],

@@ -14,7 +14,7 @@ from hetmerge.correspondence import Correspondence
 from hetmerge.layers import op_name, tensor_names
 from hetmerge.network import Network
 from hetmerge.ops.project import project
-from hetmerge.partition import Partition, dim_labels, merged_size
+from hetmerge.partition import Partition, dim_labels, merged_size, product_labels, read_off
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Expr
 
@@ -48,6 +48,14 @@ class Projector:
             backend,
         )
         self._tables = [self._table(m) for m in range(len(setting.parents))]
+        self._readoff = [
+            {space: p.readoff[m] for space, p in partitions.items() if m in p.readoff}
+            for m in range(len(setting.parents))
+        ]
+        self._read_tables = [
+            {**table, **{k: (torch.arange(x.shape[1]), x.shape[1]) for k, x in readoff.items()}}
+            for table, readoff in zip(self._tables, self._readoff, strict=True)
+        ]
         self.widths = {space: p.width for space, p in partitions.items()}
 
     def _table(self, parent: int) -> dict[int, tuple[Tensor, int]]:
@@ -60,6 +68,14 @@ class Projector:
     def labels(self, expr: Expr, parent: int) -> tuple[Tensor, int]:
         """Merged position of every element of a skeleton dimension in one parent's sizes."""
         return dim_labels(expr, self._tables[parent])
+
+    def _read(self, share: Share, exprs: Sequence[Expr], cols: Sequence[int]) -> Tensor | None:
+        """A parent's tensor as it is read from the features that selections kept."""
+        tensor, readoff = share.tensor, self._readoff[share.parent]
+        if tensor is not None and readoff:
+            for d in cols:
+                tensor = read_off(tensor, d, exprs[d], self._tables[share.parent], readoff)
+        return tensor
 
     def state(self) -> dict[str, Tensor]:
         """The merged network's traced tensors by name."""
@@ -82,12 +98,21 @@ class Projector:
         cols = [d for d in cols if d not in plain]
         layout = _Layout(rows, cols, plain)
         sizes = [merged_size(expr, self.widths) for expr in exprs]
-        labels = [[self.labels(exprs[d], s.parent) for d in rows] for s in shares]
-        row_labels = [_joint(found) for found in labels]
-        col_labels = [_joint([self.labels(exprs[d], s.parent) for d in cols]) for s in shares]
+        row_labels = [
+            product_labels([self.labels(exprs[d], s.parent) for d in rows]) for s in shares
+        ]
+        col_labels = [
+            product_labels([dim_labels(exprs[d], self._read_tables[s.parent]) for d in cols])
+            for s in shares
+        ]
+        tensors = [self._read(s, exprs, cols) for s in shares]
+        kept = [_kept(found) for found, _ in row_labels]
         merged = project(
-            [None if s.tensor is None else layout.fold(s.tensor) for s in shares],
-            [found for found, _ in row_labels],
+            [
+                None if tensor is None else layout.fold(tensor)[rows_kept]
+                for tensor, rows_kept in zip(tensors, kept, strict=True)
+            ],
+            [found[rows_kept] for (found, _), rows_kept in zip(row_labels, kept, strict=True)],
             [found for found, _ in col_labels],
             _count([sizes[d] for d in rows]),
             _count([sizes[d] for d in cols]),
@@ -117,7 +142,7 @@ class Projector:
         if name.endswith("running_var") and merged.dim() == 1 and layout.rows:
             seen = torch.zeros(rows[0][1], dtype=torch.bool)
             for labels, _ in rows:
-                seen[labels] = True
+                seen[labels[labels >= 0]] = True
             merged[~seen] = 1
         return merged
 
@@ -186,9 +211,6 @@ def _count(sizes: Sequence[int]) -> int:
     return total
 
 
-def _joint(found: list[tuple[Tensor, int]]) -> tuple[Tensor, int]:
-    labels, merged = torch.zeros(1, dtype=torch.int64), 1
-    for inner, count in found:
-        labels = (labels[:, None] * count + inner).flatten()
-        merged *= count
-    return labels, merged
+def _kept(labels: Tensor) -> Tensor | slice:
+    """An index of the elements that have a merged position: all of them without a selection."""
+    return slice(None) if bool((labels >= 0).all()) else labels >= 0

@@ -108,18 +108,23 @@ class Fitter:
     def averages(
         self, node: str, dim: int, parents: Sequence[int]
     ) -> tuple[int, dict[int, tuple[Tensor, Tensor]]]:
-        """Merged width at `node`, and per parent (labels, averaging factor) of its features."""
+        """Merged width at `node`, and per parent (labels, averaging factor) of its features.
+
+        Features that a selection did not keep have factor 0, and label 0 like any other number.
+        """
         expr = self.setting.skeleton.graph.values[node][dim]
-        weights = self.projector.weights
         labels = {m: self.projector.labels(expr, m) for m in parents}
         width = next(iter(labels.values()))[1]
+        shares = {
+            m: torch.where(found >= 0, float(self.projector.weights[m]), 0.0).double()
+            for m, (found, _) in labels.items()
+        }
         mass = torch.zeros(width, dtype=torch.float64)
         for m, (found, _) in labels.items():
-            mass.index_add_(
-                0, found, torch.full((len(found),), float(weights[m]), dtype=torch.float64)
-            )
+            mass.index_add_(0, found.clamp_min(0), shares[m])
         mass = torch.where(mass > 0, mass, 1.0)
-        return width, {m: (found, weights[m] / mass[found]) for m, (found, _) in labels.items()}
+        places = {m: found.clamp_min(0) for m, (found, _) in labels.items()}
+        return width, {m: (place, shares[m] / mass[place]) for m, place in places.items()}
 
     def _solve(self, group: Group) -> None:
         layers = group.layers

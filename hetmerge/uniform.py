@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+import torch
+import torch.nn.functional as F
 from torch import nn
 
 from hetmerge.huggingface import is_pretrained
@@ -36,9 +38,20 @@ def even_out(
         heard = [k for k in members if any(weights[m] > 0 for m in found[k].labels)]
         width = max(found[k].width for k in heard or members)
         for k in members:
-            labels = {m: x if k in heard else x % width for m, x in found[k].labels.items()}
-            found[k] = Partition(width, labels)
+            found[k] = _widen(found[k], width)
     return found
+
+
+def _widen(partition: Partition, width: int) -> Partition:
+    """The same map into more features; where there are too many, they share."""
+    labels = {
+        m: torch.where(found < 0, found, found % width) for m, found in partition.labels.items()
+    }
+    if partition.width > width:
+        return Partition(width, labels)
+    grown = width - partition.width
+    readoff = {m: F.pad(x, (0, grown)) for m, x in partition.readoff.items()}
+    return Partition(width, labels, readoff)
 
 
 def _place(setting: Setting, tensor: str, dim: int, path: tuple[int, ...]) -> _Place | None:

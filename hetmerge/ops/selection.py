@@ -22,10 +22,12 @@ class Selection:
         features: [width] int64, the chosen features in the order they were chosen. Where fewer
             carry anything, the smallest of the others fill up.
         loss: [width + 1] float64, share of the weighted variance left unexplained by the first k.
+        live: how many of the chosen lowered the loss; the rest fill up.
     """
 
     features: Tensor
     loss: Tensor
+    live: int
 
 
 def select(
@@ -75,9 +77,10 @@ def select(
         taken[best] = True
         chosen.append(best)
         loss.append(sum(float(place.loss) for place in places))
-    loss += [loss[-1]] * (width + 1 - len(loss))
+    live = len(loss) - 1
+    loss += [loss[-1]] * (width - live)
     share = torch.tensor(loss, dtype=torch.float64) / (whole if whole > 0 else 1.0)
-    return Selection(torch.tensor(chosen, device=listed[0].device), share.clamp_(0.0, 1.0))
+    return Selection(torch.tensor(chosen, device=listed[0].device), share.clamp_(0.0, 1.0), live)
 
 
 class _Place:

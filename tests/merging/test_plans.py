@@ -34,6 +34,8 @@ def equal(a: AlignmentPlan, b: AlignmentPlan) -> bool:
             (i is None and j is None) or torch.equal(i, j)
             for i, j in zip(x.labels, y.labels, strict=True)
         )
+        and x.readoff.keys() == y.readoff.keys()
+        and all(torch.equal(x.readoff[m], y.readoff[m]) for m in x.readoff)
         for x, y in pairs
     )
 
@@ -44,6 +46,7 @@ OPTIONS = {
         "depth": "layer", "match": "permute", "alpha": 0.3, "beta": 0.5, "width": "union",
         "weights": [0.25, 0.75], "refit": False, "repair": "bn", "seed": 4,
     },
+    "selection": {"match": "select", "importance": "weights"},
     "widths by name": {"width": {"default": 1.25, "stem.0": 9}},
     "labels": {"labels": [["a", "b", "c", "d", "e"], ["c", "d", "e", "f", "g"]]},
 }  # fmt: skip

@@ -49,7 +49,7 @@ def test_union_with_concatenated_outputs(name: str) -> None:
 
 
 @pytest.mark.parametrize("refit", [True, False])
-@pytest.mark.parametrize("match", ["zip", "permute"])
+@pytest.mark.parametrize("match", ["zip", "permute", "select"])
 @pytest.mark.parametrize("name", NAMES)
 def test_weight_one_returns_that_parent(name: str, match: str, refit: bool) -> None:
     a, b = PAIRS[name]()
@@ -58,7 +58,7 @@ def test_weight_one_returns_that_parent(name: str, match: str, refit: bool) -> N
         assert gap(merged.model, outputs(parent)) < EXACT
 
 
-@pytest.mark.parametrize("match", ["zip", "permute", "identity"])
+@pytest.mark.parametrize("match", ["zip", "permute", "select", "identity"])
 @pytest.mark.parametrize("name", NAMES)
 def test_self_merge(name: str, match: str) -> None:
     a, _ = PAIRS[name]()
@@ -68,7 +68,7 @@ def test_self_merge(name: str, match: str) -> None:
 
 
 @pytest.mark.parametrize("refit", [True, False])
-@pytest.mark.parametrize("match", ["zip", "permute"])
+@pytest.mark.parametrize("match", ["zip", "permute", "select"])
 @pytest.mark.parametrize("name", NAMES)
 def test_disguise(name: str, match: str, refit: bool) -> None:
     """A network merged with itself under random orders of all its free spaces."""

@@ -1,0 +1,99 @@
+"""How much errors in the features of a space matter: the weights of a selection."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetmerge.execution import flat_inputs, sources_of
+from hetmerge.features import View, take, views_of
+from hetmerge.network import Call, Network, samples
+from hetmerge.tracing.expr import Expr, located
+
+SAMPLES = 500  # inputs whose gradients are taken
+
+
+def by_weights(network: Network) -> dict[int, list[Tensor]]:
+    """Space -> per tensor that reads it, ``sum W'W`` [size, size] over everything else."""
+    found: dict[int, list[Tensor]] = {}
+    for name, exprs in network.graph.tensors.items():
+        for dim, expr in enumerate(exprs):
+            if (name, dim) not in network.graph.consumed:
+                continue
+            for path, leaf in located(expr):
+                if leaf.space >= 0:
+                    rows = _rows(network.state[name], expr, dim, path)
+                    found.setdefault(leaf.space, []).append(rows.T @ rows)
+    return found
+
+
+def by_fisher(network: Network, calls: Sequence[Call], seed: int) -> dict[int, list[Tensor]]:
+    """Space -> per place where it is read, ``sum g g'`` [size, size] over inputs and positions.
+
+    g is the gradient of a random projection of the centred outputs with respect to the features
+    there: a sample of the Fisher information, without labels.
+    """
+    views = views_of(network)
+    found: dict[View, Tensor] = {}
+    generator = torch.Generator().manual_seed(seed)
+    seen = 0
+    for call in calls:
+        wanted = {view.node for listed in views.values() for view in listed}
+        gradients = _gradients(network, call, wanted, generator)
+        for view in (v for listed in views.values() for v in listed):
+            if view.node in gradients:
+                expr = network.graph.values[view.node][view.dim]
+                rows = _rows(gradients[view.node], expr, view.dim, view.path)
+                found[view] = found.get(view, torch.zeros(())) + rows.T @ rows
+        seen += samples(call)
+        if seen >= SAMPLES:
+            break
+    return {
+        space: [found[view] for view in listed if view in found] for space, listed in views.items()
+    }
+
+
+def _rows(tensor: Tensor, expr: Expr, dim: int, path: tuple[int, ...]) -> Tensor:
+    """[rest, size] float64: a tensor with the features at `path` of dimension `dim` last."""
+    taken = take(tensor, expr, dim, path)
+    if not path and dim == 1:
+        taken = taken.movedim(1, -1)
+    return taken.reshape(-1, taken.shape[-1]).double()
+
+
+def _gradients(
+    network: Network, call: Call, wanted: set[str], generator: torch.Generator
+) -> Mapping[str, Tensor]:
+    """Node -> gradient of a random projection of the centred outputs."""
+    program = network.program_for(call)
+    given = sources_of(program, flat_inputs(*call), network.state)
+    values: dict[str, Any] = {}
+    taps: dict[str, Tensor] = {}
+    with torch.enable_grad():
+        for node in program.graph.nodes:
+            if node.op == "output":
+                break
+            if node.op != "call_function":
+                values[node.name] = given(node)
+                continue
+            given_to: Any = torch.fx.map_arg((node.args, node.kwargs), lambda n: values[n.name])
+            args, kwargs = given_to
+            value = node.target(*args, **kwargs)
+            if node.name in wanted and isinstance(value, Tensor) and value.is_floating_point():
+                value = value if value.requires_grad else value.detach().requires_grad_(True)
+                value.retain_grad()
+                taps[node.name] = value
+            values[node.name] = value
+        outputs = [values[name] for name in program.graph_signature.user_outputs if name in values]
+        loss = torch.zeros((), dtype=torch.float64)
+        for output in outputs:
+            if isinstance(output, Tensor) and output.requires_grad:
+                centred = output - output.mean(-1, keepdim=True)
+                noise = torch.randn(centred.shape, generator=generator).to(centred)
+                loss = loss + (centred * noise).sum().double().cpu()
+        if loss.requires_grad:
+            torch.autograd.backward([loss])
+    return {name: value.grad for name, value in taps.items() if value.grad is not None}
