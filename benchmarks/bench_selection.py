@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from hetmerge.ops import select
-from hetmerge.ops.selection import FLOOR
+from hetmerge.ops.selection import FLOORS
 
 
 def problem(total):
@@ -18,7 +18,7 @@ def problem(total):
 def plain(covariance, importance, width):
     """E and E Q E downdated as a whole with every choice."""
     e, f = covariance.clone(), covariance @ importance @ covariance
-    floor, chosen = FLOOR * covariance.diagonal(), []
+    floor, chosen = FLOORS[0] * covariance.diagonal(), []
     for _ in range(width):
         gain = f.diagonal() / e.diagonal()
         gain[e.diagonal() <= floor] = 0

@@ -95,13 +95,18 @@ class _Matcher:
                 f"space {space.name!r} cannot be compared in activations: matched by position"
             )
             return positional_partition(space.name, sizes, target)
-        if similarity is None and options.match == "select":
+        if options.match == "select" and not self._nested(space):
             assert moments is not None
             return self._select(space, moments, sizes, target)
         if similarity is None:
             assert moments is not None
             similarity = similarity_of(moments)
         return self._heard(space, options.match, similarity, sizes, target)
+
+    def _nested(self, space: Space) -> bool:
+        """Part of an axis with an inner structure: heads, groups and what is inside them."""
+        spaces = self.setting.skeleton.graph.spaces
+        return bool(space.structure) or any(space.index in s.structure for s in spaces)
 
     def _select(
         self, space: Space, moments: Moments, sizes: dict[int, int], target: int
@@ -167,7 +172,7 @@ class _Matcher:
         self, space: Space, match: str, similarity: Tensor, sizes: dict[int, int], target: int
     ) -> Partition:
         counts, options = list(sizes.values()), self.options
-        if match in ("permute", "select"):  # select: inner orders of heads, which are kept whole
+        if match in ("permute", "select"):  # a selection keeps heads whole and pairs them
             if target < max(counts):
                 raise InputError(
                     f"width: {target} for space {space.name!r} is below its widest parent "

@@ -28,7 +28,8 @@ class Options:
         depth: how the layers of a shallower parent are placed: "segment" (SMA), "layer" (LMA),
             "uniform", "head", "tail".
         match: how features meet: "zip" and "permute" average what is alike, "select" keeps the
-            features from which the others can best be read off, "identity" goes by position.
+            features from which the others can best be read off (heads and groups it pairs like
+            "permute"), "identity" goes by position.
         outputs: "average" for parents with the same labels, "concat" for different ones.
         labels: per parent, the name of each output; shared names are averaged, others kept.
         importance: what "select" counts errors by: "fisher", how they move the outputs on the

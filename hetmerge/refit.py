@@ -189,11 +189,11 @@ def _target(
 ) -> Tensor:
     """The parents' values at these positions, averaged within clusters: [rows, width]."""
     target: Tensor | None = None
+    double = any(found and found[batch].dtype == torch.float64 for _, found in values)
     for m, batches in values:
         if batches is None:
             continue
-        rows = pick(batches[batch], positions, spatial)
-        rows = rows if rows.dtype == torch.float64 else rows.float()
+        rows = pick(batches[batch], positions, spatial).to(torch.float64 if double else torch.float)
         if m in shifts:
             rows = (rows - shifts[m][0]) / shifts[m][1]
         labels, factor = (x.to(rows.device) for x in factors[m])

@@ -11,7 +11,9 @@ from torch import Tensor
 from hetmerge.errors import InputError
 
 BLOCK = 64  # features chosen between two updates of the whole matrices
-FLOOR = 1e-4  # share of its variance below which a feature counts as explained by the chosen ones
+# Share of its variance below which a feature counts as explained by the chosen ones. A lower floor
+# only where no feature is left above the one before: what little is left may be noise.
+FLOORS = (1e-4, 1e-8, 1e-12)
 
 
 @dataclass(frozen=True, eq=False)
@@ -65,19 +67,21 @@ def select(
     chosen: list[int] = []
     loss = [whole]
     taken = torch.zeros(total, dtype=torch.bool, device=listed[0].device)
-    while len(chosen) < width:
-        gain = torch.stack([place.gains() for place in places]).sum(0)
+    floors = list(FLOORS)
+    while len(chosen) < width and floors:
+        gain = torch.stack([place.gains(floors[0]) for place in places]).sum(0)
         gain[taken] = -1.0
         best = int(gain.argmax())
         if gain[best] <= 0:
-            chosen += (~taken).nonzero().flatten()[: width - len(chosen)].tolist()
-            break
+            floors.pop(0)
+            continue
         for place in places:
-            place.choose(best)
+            place.choose(best, floors[0])
         taken[best] = True
         chosen.append(best)
         loss.append(sum(float(place.loss) for place in places))
-    live = len(loss) - 1
+    live = len(chosen)
+    chosen += (~taken).nonzero().flatten()[: width - live].tolist()
     loss += [loss[-1]] * (width - live)
     share = torch.tensor(loss, dtype=torch.float64) / (whole if whole > 0 else 1.0)
     return Selection(torch.tensor(chosen, device=listed[0].device), share.clamp_(0.0, 1.0), live)
@@ -94,20 +98,20 @@ class _Place:
         self.f = self.e @ half
         self.left = self.e.diagonal().clone()
         self.gain = self.f.diagonal().clone()
-        self.floor = FLOOR * self.left.clamp_min(0.0)
+        self.variance = self.left.clamp_min(0.0)
         # E -= V V', F -= V W' + W V' - V diag(s) V' are still to be applied.
         self.v = self.e.new_zeros(len(self.e), BLOCK)
         self.w = torch.zeros_like(self.v)
         self.s = self.e.new_zeros(BLOCK)
         self.pending = 0
 
-    def gains(self) -> Tensor:
-        """[O] gain of every feature at this place."""
-        open_ = self.left > self.floor
+    def gains(self, floor: float) -> Tensor:
+        """[O] gain of every feature at this place; 0 for those already explained."""
+        open_ = self.left > floor * self.variance
         return torch.where(open_, self.gain / torch.where(open_, self.left, 1.0), 0.0).clamp_min(0)
 
-    def choose(self, u: int) -> None:
-        if self.left[u] <= self.floor[u]:
+    def choose(self, u: int, floor: float) -> None:
+        if self.left[u] <= floor * self.variance[u]:
             return  # explained here already; chosen for the sake of another place
         v, w, s = (x[..., : self.pending] for x in (self.v, self.w, self.s))
         scale = self.left[u].rsqrt()

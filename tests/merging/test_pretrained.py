@@ -1,5 +1,6 @@
 """Hugging Face models: merged, saved with a valid configuration, loaded by the library itself."""
 
+import copy
 from pathlib import Path
 
 import pytest
@@ -166,3 +167,26 @@ def test_vocabularies_must_be_equal() -> None:
     parents = [hf.gpt2(2, 16), tf.GPT2LMHeadModel(other).eval()]
     with pytest.raises(hm.PlanError, match=r"models\[0\]: 31, models\[1\]: 37"):
         hm.merge(parents, hf.tokens(), progress=False)
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_selection_of_a_model_and_itself_is_that_model(name: str) -> None:
+    parents, inputs, _, _ = CASES[name]
+    model = copy.deepcopy(parents[1]).double()
+    batches = [
+        {k: v.double() if v.is_floating_point() else v for k, v in batch.items()}
+        for batch in inputs()
+    ]
+    result = hm.merge([model, model], batches, match="select", refit=False, progress=False)
+    batch = batches[0]
+    assert distance(logits(result.model, batch), logits(model, batch)) < 1e-7
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_selection_of_different_models(name: str) -> None:
+    parents, inputs, _, fields = CASES[name]
+    batches = inputs()
+    result = hm.merge(parents, batches, match="select", progress=False)
+    found = result.model.config.to_dict()
+    assert {key: found[key] for key in fields} == fields
+    assert bool(torch.isfinite(logits(result.model, batches[0])).all())

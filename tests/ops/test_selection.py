@@ -8,12 +8,12 @@ from torch import Tensor
 
 from hetmerge.errors import InputError
 from hetmerge.ops import select
-from hetmerge.ops.selection import BLOCK, FLOOR
+from hetmerge.ops.selection import BLOCK, FLOORS
 from hetmerge.reference import selection as reference
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=60)
 # A choice must be as good as the best one up to what rank-one updates in float64 lose: each step
-# divides by a variance of at least FLOOR of the original, 1e-16 / FLOOR^2 in the worst case.
+# divides by a variance of at least the floor of the original, 1e-16 / 1e-4^2 in the worst case.
 CLOSE = 1e-7
 
 
@@ -42,7 +42,7 @@ def check_greedy(covariances: list[Tensor], importances: list[Tensor], width: in
     assert len(set(chosen)) == width
     whole = total_loss(covariances, importances, [])
     for k in range(width):
-        gain = reference.gains(covariances, importances, chosen[:k], FLOOR)
+        gain = reference.gains(covariances, importances, chosen[:k], FLOORS[0])
         assert float(gain[chosen[k]]) >= float(gain.max()) - CLOSE * whole
         left = total_loss(covariances, importances, chosen[: k + 1])
         assert float(found.loss[k + 1]) == pytest.approx(left / whole, abs=CLOSE)
