@@ -74,6 +74,7 @@ class MergeParameters(Section):
     """Options of the merge; the defaults are those of `hetmerge.merge`."""
 
     depth: Literal["segment", "layer", "uniform", "head", "tail"] = "segment"
+    importance: Literal["fisher", "weights"] = "fisher"
     outputs: Literal["average", "concat"] = "average"
     labels: list[list[str]] | None = None
     alpha: Annotated[float, Field(gt=0)] = 0.5
@@ -124,7 +125,7 @@ class MergeConfig(Section):
     """A whole configuration file."""
 
     models: Annotated[list[ModelSource], Field(min_length=2)]
-    merge_method: Literal["zip", "permute", "identity"] = "zip"
+    merge_method: Literal["zip", "permute", "select", "identity"] = "zip"
     parameters: MergeParameters = MergeParameters()
     calibration: Calibration
     tokenizer: Tokenizer = Tokenizer()

@@ -7,7 +7,7 @@ import yaml
 from hetmerge import ConfigError
 from hetmerge.alignment import DEPTHS
 from hetmerge.config import MergeConfig, MergeParameters, read_config
-from hetmerge.options import BACKENDS, MATCHES, Options
+from hetmerge.options import BACKENDS, IMPORTANCES, MATCHES, Options
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
 
@@ -116,6 +116,7 @@ def test_choices_and_defaults_are_those_of_the_library() -> None:
     assert get_args(MergeConfig.model_fields["merge_method"].annotation) == MATCHES
     for name, choices in (
         ("depth", DEPTHS),
+        ("importance", IMPORTANCES),
         ("outputs", OUTPUTS),
         ("repair", REPAIRS),
         ("backend", BACKENDS),
