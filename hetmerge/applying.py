@@ -22,6 +22,7 @@ from hetmerge.projection import Projector
 from hetmerge.refit import Fitter
 from hetmerge.repair import REPAIRS
 from hetmerge.report import Report, make_report
+from hetmerge.scores import Evaluate, compare
 from hetmerge.setting import Setting
 
 
@@ -40,6 +41,30 @@ class MergeResult:
     plan: AlignmentPlan
     report: Report
     blueprint: Blueprint
+
+    def compare(
+        self,
+        models: Sequence[nn.Module],
+        evaluate: Evaluate,
+        batches: Iterable[Any] | None = None,
+    ) -> dict[str, dict[str, float]]:
+        """Score the parents, their ensemble and the result with one function; kept in the report.
+
+        Args:
+            models: the parents, in order.
+            evaluate: gets a module in eval mode that takes what the parents take; returns a number,
+                or numbers by name.
+            batches: calibration inputs; where given and the outputs stand side by side, the
+                ensemble's parents are scaled to each other on them.
+
+        Returns:
+            who -> name -> value.
+
+        Raises:
+            InputError: `evaluate` raised or returned something else; the message says for whom.
+        """
+        self.report.scores = compare(self, models, evaluate, batches)
+        return self.report.scores
 
     def save(self, directory: str | Path) -> None:
         """Write model, plan and report to a new directory; see :func:`hetmerge.save`."""

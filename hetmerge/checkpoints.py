@@ -15,6 +15,7 @@ from hetmerge.blueprint import Blueprint, construct, describe, is_description, s
 from hetmerge.errors import CheckpointError
 from hetmerge.files import new_directory
 from hetmerge.huggingface import is_pretrained
+from hetmerge.page import render
 
 if TYPE_CHECKING:
     from hetmerge.applying import MergeResult
@@ -26,9 +27,10 @@ WEIGHTS, BUILD = "model.safetensors", "hetmerge.json"
 def save(merged: MergeResult | nn.Module, directory: str | Path) -> None:
     """Write a model to a new directory; it appears whole or not at all.
 
-    A merge result brings its plan (`plan/`) and report (`report.json`). A Hugging Face model is
-    written as `save_pretrained` writes it and loads with `from_pretrained`; any other as
-    `model.safetensors` and `hetmerge.json`, and loads with :func:`load`.
+    A merge result brings its plan (`plan/`) and report (`report.json`, and `report.html` for a
+    person). A Hugging Face model is written as `save_pretrained` writes it and loads with
+    `from_pretrained`; any other as `model.safetensors` and `hetmerge.json`, and loads with
+    :func:`load`.
 
     Raises:
         CheckpointError: the directory exists or cannot be written.
@@ -44,6 +46,7 @@ def save(merged: MergeResult | nn.Module, directory: str | Path) -> None:
             merged.plan.save(draft / "plan")
             text = json.dumps(merged.report.to_dict(), indent=1)
             (draft / "report.json").write_text(text + "\n")
+            (draft / "report.html").write_text(render(merged.report, merged.plan))
 
 
 def load(directory: str | Path, template: nn.Module | None = None) -> nn.Module:

@@ -9,6 +9,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
+from hetmerge.agreement import Agreement, agreement
 from hetmerge.calibration import Statistics
 from hetmerge.errors import InputError
 from hetmerge.importance import by_fisher, by_weights
@@ -27,9 +28,10 @@ from hetmerge.widths import check_names, target_width
 
 @dataclass(frozen=True)
 class Matching:
-    """Partitions of every space of the skeleton, and remarks for the report."""
+    """Partitions of every space of the skeleton, how well they agree, remarks for the report."""
 
     partitions: dict[int, Partition]
+    agreements: dict[int, Agreement]
     notes: tuple[str, ...]
 
 
@@ -46,9 +48,8 @@ def match_spaces(statistics: Statistics, options: Options) -> Matching:
     matcher = _Matcher(statistics, options)
     for space in _outer_first(statistics.setting.skeleton.graph.spaces):
         matcher.add(space)
-    return Matching(
-        even_out(statistics.setting, matcher.partitions, matcher.weights), tuple(matcher.notes)
-    )
+    even = even_out(statistics.setting, matcher.partitions, matcher.weights)
+    return Matching(even, matcher.agreements, tuple(matcher.notes))
 
 
 class _Matcher:
@@ -60,8 +61,8 @@ class _Matcher:
         self.weights = options.shares(len(self.setting.parents))
         self.partitions: dict[int, Partition] = {}
         self.similarities: dict[int, Tensor] = {}
+        self.agreements: dict[int, Agreement] = {}
         self.notes: list[str] = []
-        self.losses: dict[str, float] = {}
 
     def add(self, space: Space) -> None:
         members = self.setting.members(space.index)
@@ -101,7 +102,9 @@ class _Matcher:
         if similarity is None:
             assert moments is not None
             similarity = similarity_of(moments)
-        return self._heard(space, options.match, similarity, sizes, target)
+        partition = self._heard(space, options.match, similarity, sizes, target)
+        self.agreements[space.index] = agreement(similarity, sizes, partition.labels)
+        return partition
 
     def _nested(self, space: Space) -> bool:
         """Part of an axis with an inner structure: heads, groups and what is inside them."""
@@ -118,9 +121,7 @@ class _Matcher:
         if not any(importances.values()):
             self.notes.append(f"space {space.name!r} is read by no layer: matched by position")
             return positional_partition(space.name, sizes, target)
-        partition, left = selection(moments.covariance(), sizes, importances, self.weights, target)
-        self.losses[space.name] = left
-        return partition
+        return selection(moments.covariance(), sizes, importances, self.weights, target)
 
     @cached_property
     def _importances(self) -> list[dict[int, list[Tensor]]]:

@@ -1,9 +1,11 @@
-"""A picture of how two depths were aligned."""
+"""Pictures of a merge: how depths were aligned, how features agree, what refit gained."""
 
+import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
+from matplotlib import rc_context
 from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
@@ -19,13 +21,29 @@ def cka_picture(
     segments: Mapping[str, Sequence[int]],
     path: str | Path,
 ) -> None:
-    """Draw each stage's CKA map with the chosen alignment, and write it as a PNG.
+    """Write :func:`cka_figure` as a PNG."""
+    cka_figure(similarity, segments).savefig(path, dpi=120)
+
+
+def svg(figure: Figure) -> str:
+    """The figure as an SVG element to stand inside a page, the same bytes every time."""
+    buffer = io.StringIO()
+    with rc_context({"svg.hashsalt": "hetmerge", "svg.fonttype": "none"}):
+        figure.savefig(buffer, format="svg", metadata={"Date": None, "Creator": None})
+    text = buffer.getvalue()
+    return text[text.index("<svg") :]
+
+
+def cka_figure(
+    similarity: Mapping[str, Sequence[Sequence[float]]],
+    segments: Mapping[str, Sequence[int]],
+) -> Figure:
+    """Draw each stage's CKA map with the chosen alignment.
 
     Args:
         similarity: stage name -> CKA [deep layers, shallow layers]; stages of one layer are left
             out unless there are no others.
         segments: stage name -> for each shallow layer the deep layer where its segment starts.
-        path: file to write.
     """
     stages = [name for name in similarity if len(similarity[name]) > 1] or list(similarity)
     maps = [np.asarray(similarity[name], dtype=float) for name in stages]
@@ -49,7 +67,55 @@ def cka_picture(
         "red dot: the deep layer it is merged with",
         fontsize=10,
     )
-    figure.savefig(path, dpi=120)
+    return figure
+
+
+def agreement_figure(across: Mapping[str, Sequence[int]], bins: int) -> Figure:
+    """Histograms of the correlation of features put together, one row per space.
+
+    Args:
+        across: space -> pairs of different parents per bin of correlation from -1 to 1.
+        bins: their number.
+    """
+    figure = Figure(figsize=(7.2, max(1.6, 0.34 * len(across) + 1.1)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    shares = [np.asarray(c, dtype=float) / max(1, sum(c)) for c in across.values()]
+    image = axis.imshow(
+        np.asarray(shares).reshape(len(shares), bins),
+        aspect="auto",
+        cmap="viridis",
+        extent=(-1.0, 1.0, len(shares) - 0.5, -0.5),
+        vmin=0.0,
+    )
+    axis.set_yticks(range(len(across)), list(across), fontsize=8)
+    axis.set_xlabel("correlation of features of different parents that were put together")
+    figure.colorbar(image, ax=axis, label="share of the pairs")
+    return figure
+
+
+def fits_figure(fits: Sequence[tuple[str, float, float]]) -> Figure:
+    """Explained variance of every layer group before and after refit.
+
+    Args:
+        fits: (layers, before, after), front to back.
+    """
+    figure = Figure(figsize=(7.2, max(1.8, 0.22 * len(fits) + 1.2)), layout="constrained")
+    FigureCanvasAgg(figure)
+    axis = figure.subplots()
+    rows = range(len(fits))
+    before = [max(-0.5, b) for _, b, _ in fits]  # far below zero says no more than below zero
+    after = [max(-0.5, a) for _, _, a in fits]
+    axis.hlines(rows, before, after, color="#bbbbbb", linewidth=2)
+    axis.plot(before, rows, "o", color="#7f7f7f", markersize=4, label="projected")
+    axis.plot(after, rows, "o", color=ALIGNED, markersize=4, label="after refit")
+    axis.set_yticks(rows, [name for name, _, _ in fits], fontsize=7)
+    axis.invert_yaxis()
+    axis.set_xlim(-0.55, 1.05)
+    axis.axvline(0, color="black", linewidth=0.6)
+    axis.set_xlabel("share of the targets' variance explained (below -0.5 is drawn at -0.5)")
+    axis.legend(fontsize=8, loc="lower left")
+    return figure
 
 
 def _label(axis: Axes, name: str, values: NDArray[np.float64], low: float) -> None:

@@ -12,6 +12,7 @@ from safetensors import SafetensorError
 from safetensors.torch import load, save
 from torch import Tensor
 
+from hetmerge.agreement import Agreement
 from hetmerge.errors import InputError, PlanError
 from hetmerge.options import Options
 from hetmerge.planning import AlignmentPlan, PlannedSpace
@@ -37,7 +38,7 @@ def write_plan(plan: AlignmentPlan, directory: Path) -> None:
         "base": plan.base,
         "stages": plan.stages,
         "slots": plan.slots,
-        "spaces": [{"name": s.name, "width": s.width, "free": s.free} for s in plan.spaces],
+        "spaces": [_space(s) for s in plan.spaces],
         "notes": list(plan.notes),
         "blocks": plan.blocks,
         "samples": plan.samples,
@@ -95,7 +96,10 @@ def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor])
         labels = [tensors.get(f"labels/{k}/{m}") for m in range(count)]
         labels = [x.to(torch.int64) if x is not None else None for x in labels]
         readoff = {m: x for m in range(count) if (x := tensors.get(f"readoff/{k}/{m}")) is not None}
-        spaces.append(PlannedSpace(space["name"], space["width"], labels, space["free"], readoff))
+        found = Agreement(**space["agreement"]) if space["agreement"] else None
+        spaces.append(
+            PlannedSpace(space["name"], space["width"], labels, space["free"], readoff, found)
+        )
     return AlignmentPlan(
         options=options,
         parents=body["parents"],
@@ -109,6 +113,11 @@ def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor])
         blocks=body["blocks"],
         samples=body["samples"],
     )
+
+
+def _space(space: PlannedSpace) -> dict[str, Any]:
+    found = space.agreement.to_dict() if space.agreement else None
+    return {"name": space.name, "width": space.width, "free": space.free, "agreement": found}
 
 
 def _tensors(plan: AlignmentPlan) -> dict[str, Tensor]:

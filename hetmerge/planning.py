@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hetmerge.agreement import Agreement
 from hetmerge.alignment import Alignment, find_stages
 from hetmerge.calibration import Statistics, all_calls, as_calls, calibrate, check_models
 from hetmerge.errors import PlanError
@@ -32,6 +33,8 @@ class PlannedSpace:
             None where the parent lacks the space.
         free: False where the order had to be kept (inputs, outputs, constants).
         readoff: of a selection, parent -> [size, width], how its features are read off the kept.
+        agreement: correlations of the features that share a cluster; None where they were not
+            compared.
     """
 
     name: str
@@ -39,6 +42,7 @@ class PlannedSpace:
     labels: list[Tensor | None]
     free: bool
     readoff: dict[int, Tensor] = field(default_factory=dict)
+    agreement: Agreement | None = None
 
     @property
     def partition(self) -> Partition:
@@ -184,6 +188,7 @@ def plan_statistics(
                 [p.labels.get(m) for m in range(len(models))],
                 spaces[k].free,
                 p.readoff,
+                matching.agreements.get(k),
             )
             for k, p in matching.partitions.items()
         ],

@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
+from hetmerge.agreement import Agreement
 from hetmerge.partition import Partition
 from hetmerge.setting import Setting
 
@@ -26,6 +27,7 @@ class SpaceReport:
     width: int
     merged: int
     free: bool
+    agreement: Agreement | None
 
 
 @dataclass
@@ -42,6 +44,7 @@ class Report:
         replaced: shortcuts that became 1x1 convolutions.
         notes: remarks for the user.
         seconds: of the parts that were run.
+        scores: who -> name -> value, from :meth:`hetmerge.applying.MergeResult.compare`.
     """
 
     parameters: list[int]
@@ -56,6 +59,7 @@ class Report:
     replaced: list[str]
     notes: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
+    scores: dict[str, dict[str, float]] = field(default_factory=dict)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -73,6 +77,7 @@ def make_report(
     """Gather what is known after a merge."""
     spaces = setting.skeleton.graph.spaces
     parents = range(len(setting.parents))
+    agreements = {space.name: space.agreement for space in plan.spaces}
     return Report(
         parameters=[parent["parameters"] for parent in plan.parents],
         merged_parameters=sum(p.numel() for p in model.parameters()),
@@ -87,6 +92,7 @@ def make_report(
                 p.width,
                 p.merged,
                 spaces[k].free,
+                agreements[spaces[k].name],
             )
             for k, p in partitions.items()
         ],

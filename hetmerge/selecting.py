@@ -17,7 +17,7 @@ def selection(
     importances: Mapping[int, Sequence[Tensor]],
     weights: Sequence[float],
     width: int,
-) -> tuple[Partition, float]:
+) -> Partition:
     """Keep the features that best explain all of them where it matters.
 
     Args:
@@ -28,8 +28,6 @@ def selection(
         weights: of all parents; features of a parent of weight 0 are not kept.
         width: features to keep.
 
-    Returns:
-        the map, and the share of the weighted variance that the kept features leave unexplained.
     """
     spans = _spans(sizes)
     importance = torch.zeros_like(covariance)
@@ -48,12 +46,11 @@ def selection(
     order = chosen.sort().values
     labels[order] = torch.arange(len(order))
     readoff = _read_off(covariance, chosen[: found.live], labels, len(order))
-    partition = Partition(
+    return Partition(
         len(order),
         {m: labels[span] for m, span in spans.items()},
         {m: readoff[span].contiguous() for m, span in spans.items()},
     )
-    return partition, float(found.loss[-1])
 
 
 def _read_off(covariance: Tensor, live: Tensor, labels: Tensor, width: int) -> Tensor:
