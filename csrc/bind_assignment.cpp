@@ -1,0 +1,68 @@
+#include <stdexcept>
+
+#include "assignment.h"
+#include "bind.h"
+#include "parallel.h"
+
+namespace hetmerge {
+namespace {
+
+View problem(const View& scores, Index k) {
+    View one = scores;
+    const Index size = scores.dtype == DType::f32 ? 4 : 8;
+    one.address += static_cast<std::uintptr_t>(k * scores.strides[0] * size);
+    one.shape.erase(one.shape.begin());
+    one.strides.erase(one.strides.begin());
+    return one;
+}
+
+// scores [batch, n, m] -> pairs [2, batch, min(n, m)], the first problem that is not finite (or
+// -1), scans of all. With `proof`: also totals, sums of the prices and infeasibilities, [batch]
+// each.
+py::tuple linear_sum_assignment(const py::tuple& given, bool maximise, int threads, bool proof) {
+    const View scores = to_view(given);
+    if (scores.dims() != 3 || (scores.dtype != DType::f32 && scores.dtype != DType::f64))
+        throw std::invalid_argument("scores: must be [batch, n, m] of float32 or float64");
+    const Index batch = scores.shape[0], n = scores.shape[1], m = scores.shape[2];
+    const Index pairs = std::min(n, m);
+    py::array_t<Index> found(std::vector<py::ssize_t>{2, batch, pairs});
+    Index *rows = found.mutable_data(), *columns = rows + batch * pairs;
+    std::vector<Index> scans(static_cast<std::size_t>(batch));
+    std::vector<double> prices(proof ? scans.size() : 0), violations(prices.size());
+    std::vector<char> unfit(scans.size());
+    {
+        py::gil_scoped_release release;
+        parallel_for(batch, threads, [&](Index k) {
+            const auto at = static_cast<std::size_t>(k);
+            const View score = problem(scores, k);
+            const Pairing pairing = pair(score, maximise);
+            unfit[at] = !pairing.finite;
+            scans[at] = pairing.scans;
+            if (!pairing.finite) return;
+            Index next = k * pairs;
+            for (Index i = 0; i < n; ++i) {
+                const Index j = pairing.column[static_cast<std::size_t>(i)];
+                if (j < 0) continue;
+                rows[next] = i;
+                columns[next++] = j;
+            }
+            if (!proof) return;
+            for (double price : pairing.row_price) prices[at] += price;
+            for (double price : pairing.column_price) prices[at] += price;
+            violations[at] = infeasibility(score, maximise, pairing);
+        });
+    }
+    Index first = -1;
+    for (Index k = batch; k-- > 0;)
+        if (unfit[static_cast<std::size_t>(k)]) first = k;
+    return py::make_tuple(found, first, to_array(scans), to_array(prices), to_array(violations));
+}
+
+}  // namespace
+
+void register_assignment(py::module_& m) {
+    m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("scores"), py::arg("maximise"),
+          py::arg("threads"), py::arg("proof") = false);
+}
+
+}  // namespace hetmerge
