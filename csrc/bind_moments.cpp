@@ -1,0 +1,80 @@
+#include <algorithm>
+#include <optional>
+
+#include "bind.h"
+#include "moments.h"
+
+namespace hetmerge {
+namespace {
+
+const double* optional_data(const std::optional<View>& view) {
+    return view ? view->data<const double>() : nullptr;
+}
+
+std::optional<View> maybe(const std::optional<py::tuple>& given) {
+    return given ? std::optional<View>(to_view(*given)) : std::nullopt;
+}
+
+Batch columns(const std::vector<py::tuple>& tensors, Index dim,
+              const std::optional<py::tuple>& mask) {
+    const std::vector<View> views = to_views(tensors);
+    const std::optional<View> counted = maybe(mask);
+    py::gil_scoped_release release;
+    return Batch::columns(views, dim, counted ? &*counted : nullptr);
+}
+
+// (tensor, sample offsets, feature offsets) of each source; the offsets are contiguous int64.
+Batch operands(const std::vector<std::tuple<py::tuple, py::tuple, py::tuple>>& given) {
+    std::vector<Source> sources;
+    for (const auto& [tensor, samples, features] : given) {
+        const View data = to_view(tensor), rows = to_view(samples), columns = to_view(features);
+        const auto *s = rows.data<const Index>(), *f = columns.data<const Index>();
+        sources.push_back({data.data<const std::byte>(), data.dtype,
+                           std::make_shared<const std::vector<Index>>(s, s + rows.count()),
+                           std::vector<Index>(f, f + columns.count())});
+    }
+    return Batch(std::move(sources));
+}
+
+Index write_sums(const Batch& batch, const std::optional<py::tuple>& pivot, const py::tuple& shift,
+                 const py::tuple& total, const py::tuple& squares, int threads) {
+    const std::optional<View> given = maybe(pivot);
+    const View to[] = {to_view(shift), to_view(total), to_view(squares)};
+    py::gil_scoped_release release;
+    const Sums found = sums(batch, optional_data(given), threads);
+    std::copy(found.shift.begin(), found.shift.end(), to[0].data<double>());
+    std::copy(found.total.begin(), found.total.end(), to[1].data<double>());
+    std::copy(found.squares.begin(), found.squares.end(), to[2].data<double>());
+    return found.unfit;
+}
+
+void gram(const Batch& batch, const std::optional<py::tuple>& pivot, const py::tuple& product,
+          int threads) {
+    const std::optional<View> given = maybe(pivot);
+    const View out = to_view(product);
+    py::gil_scoped_release release;
+    add_gram(batch, optional_data(given), out.data<double>(), threads);
+}
+
+void cross(const Batch& left, const Batch& right, const std::optional<py::tuple>& left_pivot,
+           const std::optional<py::tuple>& right_pivot, const py::tuple& product, int threads) {
+    const std::optional<View> p = maybe(left_pivot), q = maybe(right_pivot);
+    const View out = to_view(product);
+    py::gil_scoped_release release;
+    add_cross(left, right, optional_data(p), optional_data(q), out.data<double>(), threads);
+}
+
+}  // namespace
+
+void register_moments(py::module_& m) {
+    py::class_<Batch>(m, "Batch")
+        .def_static("columns", &columns)
+        .def_static("operands", &operands)
+        .def_property_readonly("samples", &Batch::samples)
+        .def_property_readonly("width", &Batch::width);
+    m.def("moments_sums", &write_sums);
+    m.def("moments_gram", &gram);
+    m.def("moments_cross", &cross);
+}
+
+}  // namespace hetmerge
