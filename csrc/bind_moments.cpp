@@ -1,5 +1,6 @@
 #include <algorithm>
 #include <optional>
+#include <stdexcept>
 
 #include "bind.h"
 #include "moments.h"
@@ -13,6 +14,11 @@ const double* optional_data(const std::optional<View>& view) {
 
 std::optional<View> maybe(const std::optional<py::tuple>& given) {
     return given ? std::optional<View>(to_view(*given)) : std::nullopt;
+}
+
+void check_size(const View& product, Index wanted) {
+    if (product.dtype != DType::f64 || product.count() != wanted)
+        throw std::invalid_argument("product: must be float64 of the size the features need");
 }
 
 Batch columns(const std::vector<py::tuple>& tensors, Index dim,
@@ -52,6 +58,7 @@ void gram(const Batch& batch, const std::optional<py::tuple>& pivot, const py::t
           int threads) {
     const std::optional<View> given = maybe(pivot);
     const View out = to_view(product);
+    check_size(out, panels_size(batch.width()));
     py::gil_scoped_release release;
     add_gram(batch, optional_data(given), out.data<double>(), threads);
 }
@@ -60,6 +67,9 @@ void cross(const Batch& left, const Batch& right, const std::optional<py::tuple>
            const std::optional<py::tuple>& right_pivot, const py::tuple& product, int threads) {
     const std::optional<View> p = maybe(left_pivot), q = maybe(right_pivot);
     const View out = to_view(product);
+    check_size(out, left.width() * right.width());
+    if (left.samples() != right.samples())
+        throw std::invalid_argument("left, right: must have the same samples");
     py::gil_scoped_release release;
     add_cross(left, right, optional_data(p), optional_data(q), out.data<double>(), threads);
 }
@@ -70,6 +80,7 @@ void register_moments(py::module_& m) {
     py::class_<Batch>(m, "Batch")
         .def_static("columns", &columns)
         .def_static("operands", &operands)
+        .def("part", &Batch::part)
         .def_property_readonly("samples", &Batch::samples)
         .def_property_readonly("width", &Batch::width);
     m.def("moments_sums", &write_sums);

@@ -211,8 +211,15 @@ Sums sums(const Batch& batch, const double* pivot, int threads) {
     return found;
 }
 
+Index panels_size(Index width) {
+    Index size = 0;
+    for (Index row = 0; row < width; row += kPanel)
+        size += std::min(kPanel, width - row) * (width - row);
+    return size;
+}
+
 void add_gram(const Batch& batch, const double* pivot, double* product, int threads) {
-    const Packing packing = batch.packing();
+    const Packing packing = batch.packing(pivot);
     const Tile& tile = tile_for(packing);
     const Index samples = batch.samples(), width = batch.width();
     const double work = static_cast<double>(samples) * static_cast<double>(width) *
@@ -230,7 +237,7 @@ void add_gram(const Batch& batch, const double* pivot, double* product, int thre
 
 void add_cross(const Batch& left, const Batch& right, const double* left_pivot,
                const double* right_pivot, double* product, int threads) {
-    const Packing packing = joint(left.packing(), right.packing());
+    const Packing packing = joint(left.packing(left_pivot), right.packing(right_pivot));
     const Tile& tile = tile_for(packing);
     const Index samples = left.samples();
     const double work = 2.0 * static_cast<double>(samples) * static_cast<double>(left.width()) *

@@ -22,6 +22,9 @@ constexpr Index kPanel = 128;  // rows of a panel of the symmetric product
 // have a meaning.
 void add_gram(const Batch& batch, const double* pivot, double* product, int threads);
 
+// Entries of those panels.
+Index panels_size(Index width);
+
 // Adds (x - p)^T (y - q) to the matrix `product` [width of left, width of right]; pivots may be
 // nullptr. Both batches have the same samples.
 void add_cross(const Batch& left, const Batch& right, const double* left_pivot,

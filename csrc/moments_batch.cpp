@@ -113,6 +113,13 @@ HETMERGE_CLONES void round_pairs(const float* values, Index lines, std::uint16_t
             }
 }
 
+bool is_brain(double x) {
+    const float value = static_cast<float>(x);
+    std::uint32_t bits;
+    std::memcpy(&bits, &value, sizeof(bits));
+    return static_cast<double>(value) == x && (bits & 0xffffu) == 0;
+}
+
 // Where each position of a strided block lies, row-major.
 std::vector<Index> offsets(const std::vector<Index>& shape, const std::vector<Index>& strides) {
     std::vector<Index> found{0};
@@ -165,8 +172,9 @@ Batch Batch::columns(const std::vector<View>& tensors, Index dim, const View* ma
     return Batch(std::move(sources));
 }
 
-Packing Batch::packing() const {
+Packing Batch::packing(const double* pivot) const {
     bool brain = has_bf16();
+    for (Index f = 0; pivot != nullptr && f < width(); ++f) brain = brain && is_brain(pivot[f]);
     for (const Source& source : sources_) {
         if (source.dtype == DType::f64) return Packing::f64;
         brain = brain && source.dtype == DType::bf16;

@@ -25,14 +25,17 @@ class Batch {
     // the other dimensions, or nullptr) names, row-major.
     static Batch columns(const std::vector<View>& tensors, Index dim, const View* mask);
 
+    // One source alone.
+    Batch part(Index source) const { return Batch({sources_.at(static_cast<std::size_t>(source))}); }
+
     Index samples() const { return samples_; }
     Index width() const { return starts_.back(); }
     const std::vector<Source>& sources() const { return sources_; }
     Index start(Index source) const { return starts_[static_cast<std::size_t>(source)]; }
 
-    // The narrowest arithmetic that loses nothing: f64 if any source is, bf16 if all are and the
-    // processor multiplies it, else f32.
-    Packing packing() const;
+    // The narrowest arithmetic that loses nothing: f64 if any source is; bf16 if all are, the
+    // processor multiplies it and the pivot is one too; else f32.
+    Packing packing(const double* pivot) const;
 
     // Lines of `samples_per_line` samples [begin, end) of one panel, minus `pivot` (or nullptr);
     // features beyond the last one and samples beyond `end` are zeros.
