@@ -42,16 +42,24 @@ Batch operands(const std::vector<std::tuple<py::tuple, py::tuple, py::tuple>>& g
     return Batch(std::move(sources));
 }
 
-Index write_sums(const Batch& batch, const std::optional<py::tuple>& pivot, const py::tuple& shift,
-                 const py::tuple& total, const py::tuple& squares, int threads) {
-    const std::optional<View> given = maybe(pivot);
-    const View to[] = {to_view(shift), to_view(total), to_view(squares)};
-    py::gil_scoped_release release;
-    const Sums found = sums(batch, optional_data(given), threads);
-    std::copy(found.shift.begin(), found.shift.end(), to[0].data<double>());
-    std::copy(found.total.begin(), found.total.end(), to[1].data<double>());
-    std::copy(found.squares.begin(), found.squares.end(), to[2].data<double>());
-    return found.unfit;
+// Adds the sums of a batch to `count` and `rows` [3, width] (pivot, total, squares) if its values are
+// finite and the mean of all samples stays near the pivot. Returns (first source with bad values or
+// -1, None) or, where a pivot must be chosen first, (-1, (shift, total, squares)) and adds nothing.
+py::tuple add_sums(const Batch& batch, const py::tuple& count, const py::tuple& rows, double far,
+                   int threads) {
+    double* first = to_view(rows).data<double>();
+    const Index width = batch.width();
+    const SumsState state{to_view(count).data<Index>(), first, first + width, first + 2 * width};
+    Sums found;
+    bool added = false;
+    {
+        py::gil_scoped_release release;
+        found = sums(batch, has_pivot(state, width) ? state.pivot : nullptr, threads);
+        added = found.unfit < 0 && add_if_near(found, batch.samples(), state, far);
+    }
+    if (added || found.unfit >= 0) return py::make_tuple(found.unfit, py::none());
+    return py::make_tuple(-1, py::make_tuple(to_array(found.shift), to_array(found.total),
+                                             to_array(found.squares)));
 }
 
 void gram(const Batch& batch, const std::optional<py::tuple>& pivot, const py::tuple& product,
@@ -83,7 +91,7 @@ void register_moments(py::module_& m) {
         .def("part", &Batch::part)
         .def_property_readonly("samples", &Batch::samples)
         .def_property_readonly("width", &Batch::width);
-    m.def("moments_sums", &write_sums);
+    m.def("moments_sums", &add_sums);
     m.def("moments_gram", &gram);
     m.def("moments_cross", &cross);
 }

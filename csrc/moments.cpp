@@ -211,6 +211,27 @@ Sums sums(const Batch& batch, const double* pivot, int threads) {
     return found;
 }
 
+bool has_pivot(const SumsState& state, Index width) {
+    return width == 0 || !std::isnan(state.pivot[0]);
+}
+
+bool add_if_near(const Sums& found, Index samples, const SumsState& state, double far) {
+    const std::size_t width = found.total.size();
+    if (!has_pivot(state, static_cast<Index>(width))) return false;
+    const auto count = static_cast<double>(*state.count + samples);
+    for (std::size_t f = 0; f < width && count > 0; ++f) {
+        const double mean = (state.total[f] + found.total[f]) / count;
+        const double variance = (state.squares[f] + found.squares[f]) / count - mean * mean;
+        if (mean * mean > far * far * std::max(variance, 0.0)) return false;
+    }
+    for (std::size_t f = 0; f < width; ++f) {
+        state.total[f] += found.total[f];
+        state.squares[f] += found.squares[f];
+    }
+    *state.count += samples;
+    return true;
+}
+
 Index panels_size(Index width) {
     Index size = 0;
     for (Index row = 0; row < width; row += kPanel)

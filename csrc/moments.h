@@ -15,6 +15,19 @@ struct Sums {
 
 Sums sums(const Batch& batch, const double* pivot, int threads);
 
+// The sums of all batches so far, of x - pivot; the pivot is NaN before the first.
+struct SumsState {
+    Index* count;
+    const double* pivot;
+    double *total, *squares;
+};
+
+bool has_pivot(const SumsState& state, Index width);
+
+// Adds the sums of `samples` samples about the state's pivot, unless that lets the mean of all be
+// more than `far` standard deviations away from it (or there is no pivot): then adds nothing.
+bool add_if_near(const Sums& found, Index samples, const SumsState& state, double far);
+
 constexpr Index kPanel = 128;  // rows of a panel of the symmetric product
 
 // Adds (x - pivot)^T (x - pivot) to row panels: panel p holds the rows [128 p, 128 p + 128) and the

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hetmerge.ops import native
+from hetmerge.ops.centring import FAR, State, Sums
 from hetmerge.ops.operand import columns_last
 from hetmerge.ops.panels import blocks, spans
 
@@ -37,53 +38,42 @@ class Samples:
         return [x.movedim(self.dim, -1) for x in self.features]
 
 
-@dataclass(frozen=True)
-class Sums:
-    """Sums over a batch in float64: of x - shift and of its square, [O] each.
-
-    ``unfit`` is the first parent with a counted NaN or infinity, or -1.
-    """
-
-    count: int
-    unfit: int
-    shift: Tensor
-    total: Tensor
-    squares: Tensor
-
-
 class TorchAccumulator:
     """Any device: chunks of samples gathered, centred and multiplied block by block."""
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
 
-    def sums(self, pivot: Tensor | None) -> Sums:
-        """Without a pivot the first counted sample is subtracted."""
+    def sums(self, state: State) -> Sums | None:
+        """Sums about the pivot, or about the first counted sample where there is none yet.
+
+        None: they were added to the state already, for the pivot is near.
+        """
         views, mask = self.samples.last(), self.samples.mask
-        width, device = sum(self.samples.sizes), views[0].device
-        shift = torch.zeros(width, dtype=torch.float64, device=device) if pivot is None else pivot
-        total, squares = torch.zeros_like(shift), torch.zeros_like(shift)
-        count, finite = 0, torch.ones(len(views), dtype=torch.bool, device=device)
+        unset = state.unset()
+        shift = torch.zeros_like(state.pivot) if unset else state.pivot
+        values = torch.zeros_like(state.sums)
+        count, finite = 0, torch.ones(len(views), dtype=torch.bool, device=shift.device)
         for part in parts(views[0].shape[:-1]):
             pieces = [_select(view, part, mask) for view in views]
-            if count == 0 and pivot is None and len(pieces[0]):
+            if count == 0 and unset and len(pieces[0]):
                 shift = torch.cat([piece[0].double() for piece in pieces])
             count += len(pieces[0])
             for m, (piece, span) in enumerate(zip(pieces, spans(self.samples.sizes), strict=True)):
                 centred = piece.double() - shift[span]
-                total[span] += centred.sum(0)
-                squares[span] += centred.square().sum(0)
+                values[0, span] += centred.sum(0)
+                values[1, span] += centred.square().sum(0)
                 finite[m] &= torch.isfinite(piece).all()
         unfit = (~finite).nonzero().flatten().tolist()
-        return Sums(count, unfit[0] if unfit else -1, shift, total, squares)
+        return Sums(count, unfit[0] if unfit else -1, shift, values)
 
-    def add(self, pivot: Tensor, product: Tensor, within: bool) -> None:
-        """Add (x - pivot)(x - pivot)^T to the blocks kept in ``product``."""
+    def add(self, rows: Tensor, product: Tensor, within: bool) -> None:
+        """Add (x - pivot)(x - pivot)^T to the blocks kept in ``product``; ``rows``: see State."""
         views, mask = self.samples.last(), self.samples.mask
         exact = any(view.dtype == torch.float64 for view in views)
         kept = blocks(product, self.samples.sizes, within)
         for part in parts(views[0].shape[:-1]):
-            joint = torch.cat([_select(view, part, mask).double() for view in views], 1) - pivot
+            joint = torch.cat([_select(view, part, mask).double() for view in views], 1) - rows[0]
             chunk = joint if exact else joint.float()
             for block in kept:
                 block.values.add_(chunk[:, block.rows].T @ chunk[:, block.columns])
@@ -92,15 +82,15 @@ class TorchAccumulator:
 class TritonAccumulator(TorchAccumulator):
     """GPU: hetmerge.kernels.moments for the products."""
 
-    def add(self, pivot: Tensor, product: Tensor, within: bool) -> None:
+    def add(self, rows: Tensor, product: Tensor, within: bool) -> None:
         from hetmerge.kernels.moments import launch_cross, launch_moments
 
         operands = [columns_last(view, self.samples.mask) for view in self.samples.last()]
-        centre = pivot.float()
+        pivot = rows[0].float()
         if within:
-            launch_moments(operands, centre, product, torch.zeros_like(pivot))
+            launch_moments(operands, pivot, product, torch.zeros_like(rows[1]))
             return
-        pairs = combinations(zip(operands, centre.split(self.samples.sizes), strict=True), 2)
+        pairs = combinations(zip(operands, pivot.split(self.samples.sizes), strict=True), 2)
         for block, ((left, p), (right, q)) in zip(
             blocks(product, self.samples.sizes, within), pairs, strict=True
         ):
@@ -120,21 +110,24 @@ class NativeAccumulator:
             [native.view(x) for x in samples.features], samples.dim, mask
         )
 
-    def sums(self, pivot: Tensor | None) -> Sums:
-        given = None if pivot is None else native.view(pivot)
-        shift, total, squares = torch.empty(3, self.batch.width, dtype=torch.float64).unbind()
-        views = native.view(shift), native.view(total), native.view(squares)
-        unfit = self._native.moments_sums(self.batch, given, *views, native.threads())
-        return Sums(self.batch.samples, unfit, shift, total, squares)
+    def sums(self, state: State) -> Sums | None:
+        unfit, found = self._native.moments_sums(
+            self.batch, native.view(state.count), native.view(state.rows), FAR, native.threads()
+        )
+        if found is None:
+            return None if unfit < 0 else Sums(0, unfit, state.pivot, state.sums)
+        shift, *values = (torch.from_numpy(row) for row in found)
+        return Sums(self.batch.samples, unfit, shift, torch.stack(values))
 
-    def add(self, pivot: Tensor, product: Tensor, within: bool) -> None:
+    def add(self, rows: Tensor, product: Tensor, within: bool) -> None:
         threads = native.threads()
         if within:
-            centre = native.view(pivot)
-            self._native.moments_gram(self.batch, centre, native.view(product), threads)
+            # The pivot is the first of the rows.
+            first = native.view(rows)
+            self._native.moments_gram(self.batch, first, native.view(product), threads)
             return
         batches = [self.batch.part(m) for m in range(len(self.samples.features))]
-        sides = zip(batches, pivot.split(self.samples.sizes), strict=True)
+        sides = zip(batches, rows[0].split(self.samples.sizes), strict=True)
         pairs = combinations([(batch, native.view(p)) for batch, p in sides], 2)
         for block, ((left, p), (right, q)) in zip(
             blocks(product, self.samples.sizes, within), pairs, strict=True

@@ -10,14 +10,12 @@ import torch
 from torch import Tensor
 
 from hetmerge.errors import InputError
-from hetmerge.ops.accumulate import ACCUMULATORS, Samples, Sums, backends
+from hetmerge.ops.accumulate import ACCUMULATORS, Samples, backends
 from hetmerge.ops.backend import available, choose
+from hetmerge.ops.centring import State, centre, shift_products, shift_sums, variance_of
 from hetmerge.ops.library import register
-from hetmerge.ops.panels import Block, add_outer, blocks, extract, length, spans, symmetric
+from hetmerge.ops.panels import Block, blocks, extract, length, spans, symmetric
 
-FAR = 10.0  # standard deviations between mean and pivot at which the pivot moves
-CLOSE = 4.0  # ... up to which bfloat16 features need no pivot
-ROUNDING = 1e-13  # of sums of squares in float64, relative: smaller variances are a constant's
 STEADY = 1e-12  # of the mean: what shifts by the pivot leave of a constant's deviation
 
 
@@ -69,9 +67,8 @@ class Moments:
             raise InputError(f"pivot: {list(pivot.shape)} is not [{total}] finite values")
         self.dim, self.within, self.backend = dim, within, backend
         self._count = torch.zeros((), dtype=torch.int64)
-        self._pivot = pivot.detach().to(torch.float64, copy=True).contiguous()
-        self._total = torch.zeros_like(self._pivot)  # of x - pivot
-        self._squares = torch.zeros_like(self._pivot)  # of (x - pivot)^2
+        self._rows = torch.zeros(3, total, dtype=torch.float64, device=pivot.device)
+        self._rows[0] = pivot.detach()
         self._product: Tensor | None = None  # of (x - pivot)(x - pivot)^T; made when needed
 
     @property
@@ -98,14 +95,11 @@ class Moments:
         if self._product is None:
             size = length(self.sizes, self.within)
             self._product = torch.zeros(size, dtype=torch.float64, device=device)
-        if self._total.device != device or self._product.device != device:
-            self._pivot, self._total = self._pivot.to(device), self._total.to(device)
-            self._squares, self._product = self._squares.to(device), self._product.to(device)
+        if self._rows.device != device or self._product.device != device:
+            self._rows, self._product = self._rows.to(device), self._product.to(device)
         _moments_update(
             self._count,
-            self._pivot,
-            self._total,
-            self._squares,
+            self._rows,
             self._product,
             [x.detach() for x in features],
             self.dim % features[0].ndim,
@@ -129,32 +123,28 @@ class Moments:
             return self
         assert other._product is not None
         if self._product is None:
-            if bool(self._pivot.isnan().any()):
-                self._pivot = other._pivot.clone()
+            if self._state.unset():
+                self._state.pivot.copy_(other._state.pivot)
             self._product = torch.zeros_like(other._product)
         device = self._product.device
-        self._pivot, self._total = self._pivot.to(device), self._total.to(device)
-        self._squares = self._squares.to(device)
-        total, squares = other._total.to(device, copy=True), other._squares.to(device, copy=True)
-        shift = other._pivot.to(device) - self._pivot
+        self._rows, rows = self._rows.to(device), other._rows.to(device, copy=True)
+        shift, sums = rows[0] - self._rows[0], rows[1:]
         self._product += other._product.to(device)
-        kept = blocks(self._product, self.sizes, self.within)
-        _shift_product(kept, other.count, total, shift)
-        _shift_sums(other.count, total, squares, shift)
-        self._total += total
-        self._squares += squares
+        shift_products(self._blocks(), other.count, sums[0], shift)
+        shift_sums(other.count, sums, shift)
+        self._rows[1:] += sums
         self._count += other._count
         return self
 
     def mean(self) -> Tensor:
         """[O] float64."""
         self._filled()
-        return self._pivot + self._total / self._count
+        return self._rows[0] + self._rows[1] / self.count
 
     def variance(self) -> Tensor:
         """[O] float64, the population variance of each feature; exactly 0 for constant ones."""
         self._filled()
-        found = _variance(self.count, self._total, self._squares)
+        found = variance_of(self.count, self._rows[1:])
         return torch.where(found > (STEADY * self.mean()).square(), found, 0.0)
 
     def covariance(self) -> Tensor:
@@ -170,8 +160,8 @@ class Moments:
                 "use covariance_between or correlation_between"
             )
         # Centred before it is mirrored: the two halves might be rounded in different ways.
-        centred = (self._centred(block) for block in blocks(product, self.sizes, self.within))
-        result = symmetric(centred, len(self._total), product.device)
+        centred = (self._centred(block) for block in self._blocks())
+        result = symmetric(centred, sum(self.sizes), product.device)
         result.diagonal().clamp_(min=0.0)
         return result
 
@@ -201,8 +191,7 @@ class Moments:
             return self.covariance_between(b, a).T
         product = self._filled()
         rows, columns = spans(self.sizes)[a], spans(self.sizes)[b]
-        kept = blocks(product, self.sizes, self.within)
-        found = extract(kept, rows, columns, product.device)
+        found = extract(self._blocks(), rows, columns, product.device)
         return self._centred(Block(rows, columns, found)).values
 
     def correlation_between(self, a: int, b: int) -> Tensor:
@@ -219,9 +208,7 @@ class Moments:
             "dim": self.dim,
             "within": self.within,
             "count": self.count,
-            "pivot": self._pivot,
-            "total": self._total,
-            "squares": self._squares,
+            "rows": self._rows,
             "product": self._product,
         }
 
@@ -229,14 +216,22 @@ class Moments:
     def from_state_dict(cls, state: Mapping[str, Any]) -> Moments:
         moments = cls(state["sizes"], state["dim"], within=state["within"])
         moments._count.fill_(int(state["count"]))
-        for name in ("pivot", "total", "squares", "product"):
+        for name in ("rows", "product"):
             value = state[name]
             setattr(moments, f"_{name}", None if value is None else value.clone())
         return moments
 
+    @property
+    def _state(self) -> State:
+        return State(self._count, self._rows)
+
+    def _blocks(self) -> list[Block]:
+        assert self._product is not None
+        return blocks(self._product, self.sizes, self.within)
+
     def _centred(self, block: Block) -> Block:
         """The covariances that belong to a block of products."""
-        mean = self._total / self._count
+        mean = self._rows[1] / self.count
         values = block.values / self.count
         values.addr_(mean[block.rows], mean[block.columns], alpha=-1.0)
         return Block(block.rows, block.columns, values)
@@ -296,42 +291,9 @@ def _normalised(
     return covariance.clamp_(-1.0, 1.0)
 
 
-def _variance(count: int, total: Tensor, squares: Tensor) -> Tensor:
-    """[O], exactly 0 where it is lost in the rounding of the squares."""
-    power = squares / count
-    found = power - (total / count).square()
-    return torch.where(found > ROUNDING * power, found, 0.0)
-
-
-def _shift_product(kept: Sequence[Block], count: int, total: Tensor, shift: Tensor) -> None:
-    """Products of x - p, in place, become those of x - p + shift: a correction of rank 2.
-
-    ``total`` is the sum of x - p before; the square of the shift is split evenly on both sides.
-    """
-    add_outer(kept, shift, total + shift * (count / 2))
-
-
-def _shift_sums(count: int, total: Tensor, squares: Tensor, shift: Tensor) -> None:
-    """The same for the sums of x - p and of its square; what was constant remains so."""
-    dead = _variance(count, total, squares) == 0
-    squares += 2 * shift * (total + shift * (count / 2))
-    total += shift * count
-    squares.copy_(torch.where(dead, total.square() / count, squares))
-
-
-def _best_pivot(mean: Tensor, variance: Tensor, dtypes: set[torch.dtype]) -> Tensor:
-    """[O] float64: the mean as the arithmetic of these features can hold it."""
-    if dtypes == {torch.bfloat16}:
-        near = mean.square() <= CLOSE**2 * variance
-        return torch.where(near, 0.0, mean.bfloat16().double())
-    return mean if torch.float64 in dtypes else mean.float().double()
-
-
 def _update(
     count: Tensor,
-    pivot: Tensor,
-    total: Tensor,
-    squares: Tensor,
+    rows: Tensor,
     product: Tensor,
     features: list[Tensor],
     dim: int,
@@ -342,53 +304,25 @@ def _update(
     device = features[0].device
     name = choose("moments", backend, available(device, *backends(device)))
     batch = ACCUMULATORS[name](Samples(features, dim, mask))
-    unset = bool(pivot.isnan().any())
-    found = batch.sums(None if unset else pivot)
-    if found.unfit >= 0:
-        raise InputError(
-            f"features of parent {found.unfit}: NaN or infinite values, "
-            "only finite ones are allowed"
-        )
-    if found.count == 0:
-        return
-    if unset:
-        pivot.copy_(found.shift)
-    shift = _away(int(count), pivot, total, squares, found, {x.dtype for x in features}, unset)
-    if shift is not None:
-        if count > 0:
+    state = State(count, rows)
+    found = batch.sums(state)
+    if found is not None:
+        if found.unfit >= 0:
+            raise InputError(
+                f"features of parent {found.unfit}: NaN or infinite values, "
+                "only finite ones are allowed"
+            )
+        if found.count == 0:
+            return
+        before = int(count)
+        shift = centre(state, found, {x.dtype for x in features})
+        if before and bool(shift.any()):
             kept = blocks(product, [x.shape[dim] for x in features], within)
-            _shift_product(kept, int(count), total, shift)
-            _shift_sums(int(count), total, squares, shift)
-        _shift_sums(found.count, found.total, found.squares, shift)
-        pivot -= shift
-    total += found.total
-    squares += found.squares
-    count += found.count
-    batch.add(pivot, product, within)
-
-
-def _away(
-    count: int,
-    pivot: Tensor,
-    total: Tensor,
-    squares: Tensor,
-    found: Sums,
-    dtypes: set[torch.dtype],
-    unset: bool,
-) -> Tensor | None:
-    """[O] what the pivot is away from a better one, or None.
-
-    Better is the mean of all samples, this batch included, where it is far from the pivot.
-    """
-    together = count + found.count
-    mean = (total + found.total) / together
-    variance = _variance(together, total + found.total, squares + found.squares)
-    far = mean.square() > FAR**2 * variance
-    if not unset and not bool(far.any()):
-        return None
-    best = _best_pivot(pivot + mean, variance, dtypes)
-    shift = pivot - (best if unset else torch.where(far, best, pivot))
-    return shift if bool(shift.any()) else None
+            shift_products(kept, before, state.sums[0], shift)
+            shift_sums(before, state.sums, shift)
+        state.sums.add_(found.values)
+        count += found.count
+    batch.add(rows, product, within)
 
 
 def _update_fake(*_: object) -> None:
@@ -396,8 +330,8 @@ def _update_fake(*_: object) -> None:
 
 
 _moments_update = register(
-    "moments_update(Tensor(a!) count, Tensor(b!) pivot, Tensor(c!) total, Tensor(d!) squares, "
-    "Tensor(e!) product, Tensor[] features, int dim, Tensor? mask, bool within, str backend) -> ()",
+    "moments_update(Tensor(a!) count, Tensor(b!) rows, Tensor(c!) product, Tensor[] features, "
+    "int dim, Tensor? mask, bool within, str backend) -> ()",
     _update,
     _update_fake,
 )
