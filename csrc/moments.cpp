@@ -135,9 +135,8 @@ std::vector<Block> all_blocks(Index height, Index width, double* product) {
     std::vector<Block> blocks;
     for (Index row = 0; row < height; row += kPanel)
         for (Index c = 0; c < width; c += kColumns)
-            blocks.push_back({product + row * width + c, width, row,
-                              std::min(kPanel, height - row), c, std::min(kColumns, width - c),
-                              false});
+            blocks.push_back({product + row * width + c, width, row, std::min(kPanel, height - row),
+                              c, std::min(kColumns, width - c), false});
     return blocks;
 }
 
@@ -182,7 +181,7 @@ Sums sums(const Batch& batch, const double* pivot, int threads) {
     threads = useful(threads, 4.0 * static_cast<double>(samples * width));
     parallel_for((width + group - 1) / group, threads, [&](Index task) {
         alignas(64) double values[64 * 8], total[16 * 8] = {}, squares[16 * 8] = {},
-            taint[16 * 8] = {};
+                                                      taint[16 * 8] = {};
         const Index begin = task * group, end = std::min(begin + group, width);
         for (Index f = begin; f < end; f += lanes) {
             batch.pack(Packing::f64, f / lanes, 0, 1, nullptr,
@@ -205,8 +204,8 @@ Sums sums(const Batch& batch, const double* pivot, int threads) {
         }
     });
     for (std::size_t m = batch.sources().size(); m-- > 0;)
-        for (Index f = batch.start(static_cast<Index>(m)); f < batch.start(static_cast<Index>(m + 1));
-             ++f)
+        for (Index f = batch.start(static_cast<Index>(m));
+             f < batch.start(static_cast<Index>(m + 1)); ++f)
             if (bad[static_cast<std::size_t>(f)]) found.unfit = static_cast<Index>(m);
     return found;
 }
@@ -239,12 +238,12 @@ Index panels_size(Index width) {
     return size;
 }
 
-void add_gram(const Batch& batch, const double* pivot, double* product, int threads) {
-    const Packing packing = batch.packing(pivot);
-    const Tile& tile = tile_for(packing);
+void add_gram(const Batch& batch, const double* pivot, double* product, int threads, Level most) {
+    const Packing packing = batch.packing(pivot, most);
+    const Tile tile = tile_for(packing, most);
     const Index samples = batch.samples(), width = batch.width();
-    const double work = static_cast<double>(samples) * static_cast<double>(width) *
-                        static_cast<double>(width);
+    const double work =
+        static_cast<double>(samples) * static_cast<double>(width) * static_cast<double>(width);
     threads = useful(threads, work);
     Packed packed(batch, packing, std::min(kChunk, samples));
     const std::vector<Block> blocks = upper_blocks(width, product);
@@ -257,22 +256,22 @@ void add_gram(const Batch& batch, const double* pivot, double* product, int thre
 }
 
 void add_cross(const Batch& left, const Batch& right, const double* left_pivot,
-               const double* right_pivot, double* product, int threads) {
-    const Packing packing = joint(left.packing(left_pivot), right.packing(right_pivot));
-    const Tile& tile = tile_for(packing);
+               const double* right_pivot, double* product, int threads, Level most) {
+    const Packing packing = joint(left.packing(left_pivot, most), right.packing(right_pivot, most));
+    const Tile tile = tile_for(packing, most);
     const Index samples = left.samples();
     const double work = 2.0 * static_cast<double>(samples) * static_cast<double>(left.width()) *
                         static_cast<double>(right.width());
     threads = useful(threads, work);
-    Packed a(left, packing, std::min(kChunk, samples)), b(right, packing, std::min(kChunk, samples));
+    Packed a(left, packing, std::min(kChunk, samples)),
+        b(right, packing, std::min(kChunk, samples));
     const std::vector<Block> blocks = all_blocks(left.width(), right.width(), product);
     for (Index begin = 0; begin < samples; begin += kChunk) {
         const Index end = std::min(begin + kChunk, samples);
         a.fill(begin, end, left_pivot, threads);
         b.fill(begin, end, right_pivot, threads);
-        parallel_for(static_cast<Index>(blocks.size()), threads, [&](Index k) {
-            add_block(tile, a, b, blocks[static_cast<std::size_t>(k)]);
-        });
+        parallel_for(static_cast<Index>(blocks.size()), threads,
+                     [&](Index k) { add_block(tile, a, b, blocks[static_cast<std::size_t>(k)]); });
     }
 }
 

@@ -33,7 +33,7 @@ constexpr Index kPanel = 128;  // rows of a panel of the symmetric product
 // Adds (x - pivot)^T (x - pivot) to row panels: panel p holds the rows [128 p, 128 p + 128) and the
 // columns from 128 p on, row-major, one panel after another. Only entries on and above the diagonal
 // have a meaning.
-void add_gram(const Batch& batch, const double* pivot, double* product, int threads);
+void add_gram(const Batch& batch, const double* pivot, double* product, int threads, Level most);
 
 // Entries of those panels.
 Index panels_size(Index width);
@@ -41,6 +41,6 @@ Index panels_size(Index width);
 // Adds (x - p)^T (y - q) to the matrix `product` [width of left, width of right]; pivots may be
 // nullptr. Both batches have the same samples.
 void add_cross(const Batch& left, const Batch& right, const double* left_pivot,
-               const double* right_pivot, double* product, int threads);
+               const double* right_pivot, double* product, int threads, Level most);
 
 }  // namespace hetmerge

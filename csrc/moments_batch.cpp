@@ -172,8 +172,8 @@ Batch Batch::columns(const std::vector<View>& tensors, Index dim, const View* ma
     return Batch(std::move(sources));
 }
 
-Packing Batch::packing(const double* pivot) const {
-    bool brain = has_bf16();
+Packing Batch::packing(const double* pivot, Level most) const {
+    bool brain = has_bf16(most);
     for (Index f = 0; pivot != nullptr && f < width(); ++f) brain = brain && is_brain(pivot[f]);
     for (const Source& source : sources_) {
         if (source.dtype == DType::f64) return Packing::f64;

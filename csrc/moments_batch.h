@@ -26,7 +26,9 @@ class Batch {
     static Batch columns(const std::vector<View>& tensors, Index dim, const View* mask);
 
     // One source alone.
-    Batch part(Index source) const { return Batch({sources_.at(static_cast<std::size_t>(source))}); }
+    Batch part(Index source) const {
+        return Batch({sources_.at(static_cast<std::size_t>(source))});
+    }
 
     Index samples() const { return samples_; }
     Index width() const { return starts_.back(); }
@@ -35,7 +37,7 @@ class Batch {
 
     // The narrowest arithmetic that loses nothing: f64 if any source is; bf16 if all are, the
     // processor multiplies it and the pivot is one too; else f32.
-    Packing packing(const double* pivot) const;
+    Packing packing(const double* pivot, Level most) const;
 
     // Lines of `samples_per_line` samples [begin, end) of one panel, minus `pivot` (or nullptr);
     // features beyond the last one and samples beyond `end` are zeros.

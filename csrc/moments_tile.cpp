@@ -55,23 +55,23 @@ HETMERGE_INLINE void multiply(const std::byte* left, const std::byte* right, Ind
     }
 }
 
-#define HETMERGE_TILE(name, attribute, Real, Bytes, Rows)                                        \
-    attribute void name(const std::byte* left, const std::byte* right, Index panels,             \
-                        Index panel_bytes, Index depth, double* out, Index stride) {             \
-        if (panels == 3) {                                                                       \
-            multiply<Real, Bytes, Rows, 3>(left, right, panel_bytes, depth, out, stride);        \
-            return;                                                                              \
-        }                                                                                        \
-        if (panels == 2) {                                                                       \
-            multiply<Real, Bytes, Rows, 2>(left, right, panel_bytes, depth, out, stride);        \
-            return;                                                                              \
-        }                                                                                        \
-        multiply<Real, Bytes, Rows, 1>(left, right, panel_bytes, depth, out, stride);            \
+#define HETMERGE_TILE(name, attribute, Real, Bytes, Rows)                                 \
+    attribute void name(const std::byte* left, const std::byte* right, Index panels,      \
+                        Index panel_bytes, Index depth, double* out, Index stride) {      \
+        if (panels == 3) {                                                                \
+            multiply<Real, Bytes, Rows, 3>(left, right, panel_bytes, depth, out, stride); \
+            return;                                                                       \
+        }                                                                                 \
+        if (panels == 2) {                                                                \
+            multiply<Real, Bytes, Rows, 2>(left, right, panel_bytes, depth, out, stride); \
+            return;                                                                       \
+        }                                                                                 \
+        multiply<Real, Bytes, Rows, 1>(left, right, panel_bytes, depth, out, stride);     \
     }
-#define HETMERGE_NARROW_TILE(name, attribute, Real, Bytes, Rows)                             \
+#define HETMERGE_NARROW_TILE(name, attribute, Real, Bytes, Rows)                                  \
     attribute void name(const std::byte* left, const std::byte* right, Index, Index, Index depth, \
-                        double* out, Index stride) {                                         \
-        multiply<Real, Bytes, Rows, 1>(left, right, 0, depth, out, stride);                  \
+                        double* out, Index stride) {                                              \
+        multiply<Real, Bytes, Rows, 1>(left, right, 0, depth, out, stride);                       \
     }
 
 HETMERGE_NARROW_TILE(portable_f32, , float, 16, 2)
@@ -90,8 +90,7 @@ HETMERGE_TILE(avx512_f64, HETMERGE_AVX512, double, 64, 8)
 
 template <int Panels>
 HETMERGE_BF16 inline void multiply_bf16(const std::byte* left, const std::byte* right,
-                                        Index panel_bytes, Index depth, double* out,
-                                        Index stride) {
+                                        Index panel_bytes, Index depth, double* out, Index stride) {
     constexpr int rows = 8;
     prefetch(out, stride, rows, Panels * 16);
     __m512 sums[rows][Panels];
@@ -130,40 +129,37 @@ HETMERGE_BF16 void avx512_bf16(const std::byte* left, const std::byte* right, In
 
 #endif
 
-struct Tiles {
-    Tile f32{2, 1, portable_f32}, f64{2, 1, portable_f64}, bf16{0, 0, nullptr};
-};
-
-Tiles choose() {
-    Tiles tiles;
+bool have(Level level) {
 #ifdef HETMERGE_X86
     __builtin_cpu_init();
-    if (__builtin_cpu_supports("avx512f")) {
-        tiles.f32 = {8, 3, avx512_f32};
-        tiles.f64 = {8, 3, avx512_f64};
-    } else if (__builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma")) {
-        tiles.f32 = {4, 1, avx2_f32};
-        tiles.f64 = {4, 1, avx2_f64};
-    }
-    if (__builtin_cpu_supports("avx512bf16") && __builtin_cpu_supports("avx512bw") &&
-        __builtin_cpu_supports("avx512vl"))
-        tiles.bf16 = {8, 3, avx512_bf16};
+    if (level == Level::avx512) return __builtin_cpu_supports("avx512f");
+    if (level == Level::avx2)
+        return __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma");
 #endif
-    return tiles;
-}
-
-const Tiles& tiles() {
-    static const Tiles chosen = choose();
-    return chosen;
+    return level == Level::portable;
 }
 
 }  // namespace
 
-const Tile& tile_for(Packing packing) {
-    if (packing == Packing::bf16) return tiles().bf16;
-    return packing == Packing::f64 ? tiles().f64 : tiles().f32;
+bool has_bf16(Level most) {
+#ifdef HETMERGE_X86
+    __builtin_cpu_init();
+    return most == Level::avx512 && __builtin_cpu_supports("avx512bf16") &&
+           __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl");
+#else
+    static_cast<void>(most);
+    return false;
+#endif
 }
 
-bool has_bf16() { return tiles().bf16.run != nullptr; }
+Tile tile_for(Packing packing, Level most) {
+    const bool wide = packing == Packing::f64;
+#ifdef HETMERGE_X86
+    if (packing == Packing::bf16) return {8, 3, avx512_bf16};
+    if (most == Level::avx512 && have(Level::avx512)) return {8, 3, wide ? avx512_f64 : avx512_f32};
+    if (most >= Level::avx2 && have(Level::avx2)) return {4, 1, wide ? avx2_f64 : avx2_f32};
+#endif
+    return {2, 1, wide ? portable_f64 : portable_f32};
+}
 
 }  // namespace hetmerge

@@ -29,9 +29,12 @@ struct Tile {
 
 constexpr Index kMostRows = 8, kMostColumns = 48;  // of any tile
 
-const Tile& tile_for(Packing packing);
+// Instruction sets; what the processor has not is passed over for the next lower one.
+enum class Level { portable, avx2, avx512 };
+
+Tile tile_for(Packing packing, Level most);
 
 // VDPBF16PS is there: products of bfloat16 are as exact as in float32 and take half the time.
-bool has_bf16();
+bool has_bf16(Level most);
 
 }  // namespace hetmerge

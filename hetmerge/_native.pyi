@@ -35,7 +35,9 @@ class Batch:
 def moments_sums(
     batch: Batch, count: View, rows: View, far: float, threads: int
 ) -> tuple[int, tuple[NDArray[np.float64], NDArray[np.float64], NDArray[np.float64]] | None]: ...
-def moments_gram(batch: Batch, pivot: View | None, product: View, threads: int) -> None: ...
+def moments_gram(
+    batch: Batch, pivot: View | None, product: View, threads: int, level: int = 2
+) -> None: ...
 def moments_cross(
     left: Batch,
     right: Batch,
@@ -43,4 +45,5 @@ def moments_cross(
     right_pivot: View | None,
     product: View,
     threads: int,
+    level: int = 2,
 ) -> None: ...

@@ -166,5 +166,5 @@ def parts(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
 def _select(view: Tensor, part: tuple[slice, ...], mask: Tensor | None) -> Tensor:
     """The counted positions of one part: [samples, d]."""
     if mask is None:
-        return view[part].reshape(-1, view.shape[-1])
+        return view[part].flatten(0, -2)
     return view[part][mask[part]]
