@@ -52,6 +52,7 @@ def calibrate(
     depth: str = "segment",
     blocks: Sequence[Any] | None = None,
     progress: bool | None = None,
+    within: bool = True,
 ) -> Statistics:
     """Trace and align the parents, and gather the second moments of every space.
 
@@ -65,6 +66,7 @@ def calibrate(
         depth: "segment", "layer", "uniform", "head" or "tail".
         blocks: per parent, per stage, the module paths of its blocks; default: found.
         progress: show bars on standard error; None: only on a terminal.
+        within: also gather moments between features of one parent; match="permute" needs none.
 
     Raises:
         InputError: no batches, a batch a model cannot take, NaN in weights or activations.
@@ -75,7 +77,7 @@ def calibrate(
     networks = [Network(m, calls[0], f"models[{i}]") for i, m in enumerate(models)]
     alignment = align(networks, calls, depth=depth, blocks=blocks, progress=bar)
     setting = build_setting(networks, alignment, calls[0])
-    moments, nested = _gather(setting, calls, bar)
+    moments, nested = _gather(setting, calls, bar, within)
     spaces = setting.skeleton.graph.spaces
     return Statistics(
         similarity=alignment.similarity,
@@ -132,12 +134,12 @@ def all_calls(batches: Iterable[Any]) -> list[Call]:
 
 
 def _gather(
-    setting: Setting, calls: Sequence[Call], progress: Progress
+    setting: Setting, calls: Sequence[Call], progress: Progress, within: bool
 ) -> tuple[dict[int, Moments], dict[tuple[int, int], Moments]]:
     """Moments per space, and per axis that is an outer and an inner space."""
     views = _shared_views(setting)
     nests = _nested_views(setting, views)
-    moments = {space: Moments(_widths(setting, space)) for space in views}
+    moments = {space: Moments(_widths(setting, space), within=within) for space in views}
     nested = {
         nest: Moments([a * b for a, b in zip(*(_widths(setting, k) for k in nest), strict=True)])
         for nest in nests
