@@ -3,6 +3,7 @@
 
 namespace hetmerge {
 
+void register_project(pybind11::module_& m);
 void register_zipping(pybind11::module_& m);
 
 }  // namespace hetmerge
@@ -13,5 +14,6 @@ PYBIND11_MODULE(_native, m) {
 #else
     m.attr("has_cuda") = false;
 #endif
+    hetmerge::register_project(m);
     hetmerge::register_zipping(m);
 }
