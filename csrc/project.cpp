@@ -16,9 +16,9 @@ namespace {
 constexpr Index kInnerEnough = 512;    // entries that pay for what every row costs
 constexpr Index kInnerMost = 1 << 16;  // entries that fit the second-level cache
 constexpr Index kTile = 1 << 13;       // entries at a time where rows can be cut
-constexpr Index kBlock = 1 << 16;      // entries of the result that a thread takes at a time
-constexpr Index kParallel = 1 << 17;   // entries that pay for a thread
-constexpr Index kStreamed = 1 << 23;   // bytes of a result that no cache keeps for its reader
+constexpr Index kBlock = 1 << 18;  // entries of the result that a thread takes at a time, at most
+constexpr Index kParallel = 1 << 17;  // entries that pay for a thread
+constexpr Index kStreamed = 1 << 23;  // bytes of a result that no cache keeps for its reader
 constexpr std::uintptr_t kHugePage = 1 << 21;
 
 std::size_t size(Index k) { return static_cast<std::size_t>(k); }
@@ -75,8 +75,9 @@ class Source {
         : data_(parent.weight.data<char>()),
           dtype_(parent.weight.dtype),
           outer_(flatten(parent, out, outer, factor)),
-          inner_(flatten(parent, out, inner, factor)) {
-        if (!outer_.identity) members_ = Members(outer_.label, entries(out, outer));
+          inner_(flatten(parent, out, inner, factor)),
+          members_(outer_.identity ? Members(outer_.count)
+                                   : Members(outer_.label, entries(out, outer))) {
         if (!inner_.identity) moves_ = Moves(inner_.label, entries(out, inner));
     }
 
@@ -85,8 +86,7 @@ class Source {
 
     // Adds this parent's part in row r of the result, entries [begin, end), to `sum`.
     void add(Sum* sum, Index r, Index begin, Index end, std::vector<Sum>& scratch) const {
-        const Index first = outer_.identity ? r : members_.begin(r);
-        const Index last = outer_.identity ? r + 1 : members_.end(r);
+        const Index first = members_.begin(r), last = members_.end(r);
         if (first == last) return;
         const Run piece{begin, 0, end - begin};
         const Run* runs = inner_.identity ? &piece : moves_.runs().data();
@@ -102,7 +102,7 @@ class Source {
         scratch.assign(size(length) + 1, Sum(0));
         for (Index k = first; k < last; ++k) add_member(scratch.data(), k, from, length);
         if (!inner_.factor.empty()) scale_row(scratch.data(), inner_.factor.data() + from, length);
-        if (!moves_.in_runs()) return moves_.apply(sum, scratch.data());
+        if (!moves_.in_runs()) return moves_.apply(sum, scratch.data(), ahead(last));
         for (std::size_t i = 0; i < count; ++i)
             for (Index k = 0; k < runs[i].count; ++k)
                 sum[runs[i].to + k] += scratch[size(runs[i].from - from + k)];
@@ -115,8 +115,15 @@ class Source {
         return total;
     }
 
+    // The member's row, where it can be fetched as a whole.
+    Ahead ahead(Index k) const {
+        if (k == members_.count() || !inner_.even || inner_.stride != 1) return {};
+        return {data_ + outer_.at(members_.entry(k)) * item_size(dtype_),
+                inner_.count * item_size(dtype_)};
+    }
+
     void add_member(Sum* sum, Index k, Index from, Index count) const {
-        const Index entry = outer_.identity ? k : members_.entry(k);
+        const Index entry = members_.entry(k);
         const Index at = outer_.at(entry) + (inner_.even ? from * inner_.stride : 0);
         const Sum factor = outer_.factor.empty() ? Sum(1) : outer_.factor[size(entry)];
         add_row(sum, dtype_, data_ + at * item_size(dtype_), inner_.stride,
@@ -155,7 +162,7 @@ void project_in(const std::vector<Parent>& parents, const View& out, int threads
     const bool streamed = out.count() * item_size(out.dtype) >= kStreamed;
     if (streamed) prefer_huge_pages(out.address, out.count() * item_size(out.dtype));
     const Index pieces = (length + piece - 1) / piece;
-    const Index block = std::max<Index>(1, kBlock / piece);
+    const Index block = std::max<Index>(1, std::min(kBlock / piece, rows / (8 * threads)));
     const Index blocks = (rows + block - 1) / block;
     const auto body = [&](Index unit) {
         const Index begin = unit % pieces * piece, end = std::min(length, begin + piece);

@@ -1,6 +1,5 @@
 #include "project_moves.h"
 
-
 #include <limits>
 #include <stdexcept>
 

@@ -24,8 +24,8 @@ class Moves {
 
     // Unless in runs. x ends with one more entry, 0: what places without an entry fetch.
     template <class Sum>
-    void apply(Sum* sum, const Sum* x) const {
-        gather_row(sum, x, from_.data(), static_cast<Index>(from_.size()));
+    void apply(Sum* sum, const Sum* x, Ahead ahead) const {
+        gather_row(sum, x, from_.data(), static_cast<Index>(from_.size()), ahead);
         for (const Pair& pair : pairs_) sum[pair.to] += x[pair.from];
     }
 

@@ -70,18 +70,23 @@ void add(Sum* sum, const void* given, Index stride, const Index* offset, Sum fac
 // Scalar loads put together in registers: on many machines faster than gather instructions.
 template <class Sum>
 void gather(Sum* __restrict sum, const Sum* __restrict x, const std::int32_t* __restrict from,
-            Index n) {
+            Index n, Ahead ahead) {
     Index k = 0;
 #if defined(__GNUC__)
-    constexpr Index lanes = 4;
-    typedef Sum Lanes __attribute__((vector_size(lanes * sizeof(Sum))));
-    for (; k + lanes <= n; k += lanes) {
-        const Lanes moved = {x[from[k]], x[from[k + 1]], x[from[k + 2]], x[from[k + 3]]};
-        Lanes old;
-        std::memcpy(&old, sum + k, sizeof(old));
-        old += moved;
-        std::memcpy(sum + k, &old, sizeof(old));
+    constexpr Index bytes = sizeof(Sum), lanes = 4, line = 64;
+    typedef Sum Lanes __attribute__((vector_size(lanes * bytes)));
+    for (; k + line / bytes <= n; k += line / bytes) {
+        if (k * bytes < ahead.bytes) __builtin_prefetch(ahead.begin + k * bytes, 0, 2);
+        for (Index i = k; i < k + line / bytes; i += lanes) {
+            const Lanes moved = {x[from[i]], x[from[i + 1]], x[from[i + 2]], x[from[i + 3]]};
+            Lanes old;
+            std::memcpy(&old, sum + i, sizeof(old));
+            old += moved;
+            std::memcpy(sum + i, &old, sizeof(old));
+        }
     }
+#else
+    (void)ahead;
 #endif
     for (; k < n; ++k) sum[k] += x[from[k]];
 }
@@ -168,11 +173,11 @@ void add_row(double* sum, DType dtype, const void* x, Index stride, const Index*
 void scale_row(float* x, const float* factor, Index n) { clones::scale(x, factor, n); }
 void scale_row(double* x, const double* factor, Index n) { clones::scale(x, factor, n); }
 
-void gather_row(float* sum, const float* x, const std::int32_t* from, Index n) {
-    gather(sum, x, from, n);
+void gather_row(float* sum, const float* x, const std::int32_t* from, Index n, Ahead ahead) {
+    gather(sum, x, from, n, ahead);
 }
-void gather_row(double* sum, const double* x, const std::int32_t* from, Index n) {
-    gather(sum, x, from, n);
+void gather_row(double* sum, const double* x, const std::int32_t* from, Index n, Ahead ahead) {
+    gather(sum, x, from, n, ahead);
 }
 
 void store_row(const float* x, DType dtype, void* out, Index n, bool streamed) {

@@ -16,9 +16,15 @@ void add_row(double* sum, DType dtype, const void* x, Index stride, const Index*
 void scale_row(float* x, const float* factor, Index n);
 void scale_row(double* x, const double* factor, Index n);
 
+// Memory that is read next: fetched while a row is computed from what the caches hold.
+struct Ahead {
+    const char* begin = nullptr;
+    Index bytes = 0;
+};
+
 // sum[k] += x[from[k]]
-void gather_row(float* sum, const float* x, const std::int32_t* from, Index n);
-void gather_row(double* sum, const double* x, const std::int32_t* from, Index n);
+void gather_row(float* sum, const float* x, const std::int32_t* from, Index n, Ahead ahead);
+void gather_row(double* sum, const double* x, const std::int32_t* from, Index n, Ahead ahead);
 
 // out[k] = x[k], rounded to nearest even. `streamed`: past the caches, for results larger than
 // they are; the caller ends its work with `stream_end`.

@@ -72,25 +72,39 @@ Side<Sum> flatten(const Parent& parent, const View& out, const std::vector<std::
     return side;
 }
 
-// Inverse of labels: the entries that go to one place, ascending.
+// The entries that go to each place, ascending.
 class Members {
   public:
-    Members() = default;
-    Members(const std::vector<Index>& label, Index targets)
-        : start_(static_cast<std::size_t>(targets) + 1), entry_(label.size()) {
-        for (Index target : label) ++start_[static_cast<std::size_t>(target) + 1];
-        for (std::size_t t = 1; t < start_.size(); ++t) start_[t] += start_[t - 1];
-        std::vector<Index> next(start_.begin(), start_.end() - 1);
-        for (std::size_t k = 0; k < label.size(); ++k)
-            entry_[static_cast<std::size_t>(next[static_cast<std::size_t>(label[k])]++)] =
-                static_cast<Index>(k);
-    }
-    Index begin(Index target) const { return start_[static_cast<std::size_t>(target)]; }
-    Index end(Index target) const { return start_[static_cast<std::size_t>(target) + 1]; }
-    Index entry(Index k) const { return entry_[static_cast<std::size_t>(k)]; }
+    // Entry k goes to place k.
+    explicit Members(Index count) : identity_(true), count_(count) {}
+    Members(const std::vector<Index>& label, Index places);
+
+    // Positions in the list of all members, ordered by place.
+    Index begin(Index place) const { return identity_ ? place : start_[position(place)]; }
+    Index end(Index place) const { return identity_ ? place + 1 : start_[position(place + 1)]; }
+    Index count() const { return count_; }
+    Index entry(Index k) const { return identity_ ? k : entry_[position(k)]; }
 
   private:
+    static std::size_t position(Index k) { return static_cast<std::size_t>(k); }
+
+    bool identity_;
+    Index count_;
     std::vector<Index> start_, entry_;
 };
+
+inline Members::Members(const std::vector<Index>& label, Index places)
+    : identity_(false),
+      count_(static_cast<Index>(label.size())),
+      start_(position(places) + 1),
+      entry_(label.size()) {
+    for (Index place : label) ++start_[position(place) + 1];
+    for (std::size_t p = 1; p < start_.size(); ++p) start_[p] += start_[p - 1];
+    std::vector<Index> next(start_.begin(), start_.end() - 1);
+    for (Index k = 0; k < count_; ++k) {
+        Index& free = next[position(label[position(k)])];
+        entry_[position(free++)] = k;
+    }
+}
 
 }  // namespace hetmerge
