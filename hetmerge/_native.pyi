@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -5,6 +6,7 @@ from numpy.typing import NDArray
 
 has_cuda: bool
 
+_View = tuple[int, int, tuple[int, ...], tuple[int, ...]]
 _Real = TypeVar("_Real", np.float32, np.float64)
 
 def zip(
@@ -16,3 +18,11 @@ def zip(
     rescan_limit: int = -1,
 ) -> tuple[NDArray[np.int64], NDArray[np.float64], bool, int, bool]: ...
 def check_symmetric(matrix: NDArray[_Real]) -> tuple[float, float]: ...
+def project(
+    weights: Sequence[_View | None],
+    row_labels: Sequence[_View | None],
+    col_labels: Sequence[_View | None],
+    shares: Sequence[float],
+    out: _View,
+    threads: int,
+) -> None: ...
