@@ -1,4 +1,4 @@
-"""Projection by labels against dense matrices, torch's indexed operations and a copy of the bytes."""
+"""Projection by labels against dense matrices, torch's indexed operations and a copy."""
 
 from functools import lru_cache
 

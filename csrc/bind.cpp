@@ -4,6 +4,7 @@
 namespace hetmerge {
 
 void register_project(pybind11::module_& m);
+void register_similarity(pybind11::module_& m);
 void register_zipping(pybind11::module_& m);
 
 }  // namespace hetmerge
@@ -15,5 +16,6 @@ PYBIND11_MODULE(_native, m) {
     m.attr("has_cuda") = false;
 #endif
     hetmerge::register_project(m);
+    hetmerge::register_similarity(m);
     hetmerge::register_zipping(m);
 }

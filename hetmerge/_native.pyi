@@ -26,3 +26,6 @@ def project(
     out: _View,
     threads: int,
 ) -> None: ...
+def centred_grams(
+    features: Sequence[_View], grams: Sequence[_View], threads: int
+) -> list[float]: ...

@@ -10,11 +10,13 @@ from torch import Tensor
 from hetmerge.errors import InputError
 from hetmerge.ops.backend import available, choose
 from hetmerge.ops.library import register
+from hetmerge.ops.native import threads, view
 
 BLOCK = 2048  # features summed at a time, in the features' own precision
 PANEL = 64  # samples from which half a Gram matrix is cheaper than all of it
 # Squared lengths of float32 features that neither overflow nor lose their products to zero.
 SMALLEST, LARGEST = 1e-20, 1e37
+NARROW = (torch.float32, torch.float16, torch.bfloat16)  # what native code multiplies
 
 
 def cka(
@@ -26,7 +28,8 @@ def cka(
 
     Args:
         features_a, features_b: per layer [batch, ...], floating point, finite, batch >= 4.
-        backend: "auto", "torch", "triton" or "reference" (one pair at a time).
+        backend: "auto", "native" (on the CPU), "triton", "torch" or "reference" (one pair at a
+            time).
 
     Returns:
         [La, Lb] float64 in [-1, 1], exactly 1 for equal features, 0 where a layer is constant.
@@ -46,7 +49,8 @@ class CKA:
     one matrix product. Accumulators of disjoint batches add up by :meth:`merge`.
 
     Gram matrices are products of the distances to the first sample: in float64 for float64
-    features, else in float32 over at most 2048 features at a time, which are added up in float64.
+    features, else in float32 over at most 2048 features at a time, whose sums are added up in
+    float64.
     Everything after them is float64.
 
     Args:
@@ -133,8 +137,13 @@ def _run(
     features_a: Sequence[Tensor], features_b: Sequence[Tensor], backend: str
 ) -> tuple[Tensor, Tensor, Tensor]:
     """HSIC of all pairs [La, Lb], and of each layer with itself [La], [Lb], all float64."""
-    found = available(features_a[0].device, "triton", "torch", "reference")
+    device = features_a[0].device
+    found = available(device, "native", "triton", "torch", "reference")
     name = choose("cka", backend, found)
+    if name == "native" and device.type != "cpu":
+        parts = [[x.cpu() for x in features] for features in (features_a, features_b)]
+        cross, self_a, self_b = _run(parts[0], parts[1], name)
+        return cross.to(device), self_a.to(device), self_b.to(device)
     if name == "reference":
         from hetmerge.reference.similarity import hsic_tables
 
@@ -185,29 +194,38 @@ def _check_finite(values: Tensor, name: str, layer: int) -> None:
 def _centred_grams(features: Sequence[Tensor], name: str, backend: str) -> Tensor:
     """[layers, n * n] float64: flattened Gram matrices whose scalar products are n (n - 3) HSIC."""
     n = len(features[0])
-    grams = features[0].new_empty((len(features), n, n), dtype=torch.float64)
+    grams = features[0].new_zeros((len(features), n, n), dtype=torch.float64)
     flat = [layer.flatten(1) for layer in features]
-    single = [k for k, layer in enumerate(flat) if layer.dtype != torch.float64]
-    if backend == "triton" and single:
+    narrow = [k for k, layer in enumerate(flat) if layer.dtype != torch.float64]
+    centred: list[int] = []
+    if backend == "native":
+        centred = _native(grams, flat)
+    elif backend == "triton" and narrow:
         from hetmerge.kernels.similarity import launch_grams
 
-        launched = dict(zip(single, launch_grams([flat[k] for k in single]), strict=True))
+        grams[narrow] = launch_grams([flat[k] for k in narrow]).double()
     else:
-        launched = {}
-    for k, layer in enumerate(flat):
-        gram = grams[k]
-        if layer.dtype == torch.float64:
-            _add_gram(gram.zero_(), layer, torch.float64)
-        elif k in launched:
-            gram.copy_(launched[k])
-        else:
-            _add_gram(gram.zero_(), layer, torch.float32)
-        longest = float(gram.diagonal().max())
-        if layer.dtype != torch.float64 and not SMALLEST <= longest <= LARGEST:
+        for k in narrow:
+            _add_gram(grams[k], flat[k], torch.float32)
+    for k, (gram, layer) in enumerate(zip(grams, flat, strict=True)):
+        if k in centred:
+            continue
+        if k not in narrow or not SMALLEST <= float(gram.diagonal().max()) <= LARGEST:
             _add_gram(gram.zero_(), layer, torch.float64)
         _check_finite(gram.diagonal(), name, k)
         _centre(gram)
     return grams.flatten(1)
+
+
+def _native(grams: Tensor, flat: Sequence[Tensor]) -> list[int]:
+    """Fill the centred Gram matrices of all layers that float32 can hold; which ones those are."""
+    from hetmerge import _native
+
+    held = [k for k, layer in enumerate(flat) if layer.dtype in NARROW]
+    layers = [flat[k] if flat[k].stride(1) == 1 else flat[k].contiguous() for k in held]
+    targets = [view(grams[k]) for k in held]
+    longest = _native.centred_grams([view(layer) for layer in layers], targets, threads())
+    return [k for k, most in zip(held, longest, strict=True) if SMALLEST <= most <= LARGEST]
 
 
 def _add_gram(gram: Tensor, layer: Tensor, dtype: torch.dtype) -> None:
