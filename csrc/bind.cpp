@@ -4,6 +4,8 @@
 namespace hetmerge {
 
 void register_moments(pybind11::module_& m);
+void register_project(pybind11::module_& m);
+void register_similarity(pybind11::module_& m);
 void register_zipping(pybind11::module_& m);
 
 }  // namespace hetmerge
@@ -15,5 +17,7 @@ PYBIND11_MODULE(_native, m) {
     m.attr("has_cuda") = false;
 #endif
     hetmerge::register_moments(m);
+    hetmerge::register_project(m);
+    hetmerge::register_similarity(m);
     hetmerge::register_zipping(m);
 }

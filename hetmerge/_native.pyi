@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from typing import TypeVar
 
 import numpy as np
@@ -47,3 +48,12 @@ def moments_cross(
     threads: int,
     level: int = 2,
 ) -> None: ...
+def project(
+    weights: Sequence[View | None],
+    row_labels: Sequence[View | None],
+    col_labels: Sequence[View | None],
+    shares: Sequence[float],
+    out: View,
+    threads: int,
+) -> None: ...
+def centred_grams(features: Sequence[View], grams: Sequence[View], threads: int) -> list[float]: ...
