@@ -41,30 +41,45 @@ Numbers = npt.NDArray[np.int64 | np.int32]
 def add_tile(p_out, b_tile, i_row, n_row, i_col, n_col, width, TRIANGLE: tl.constexpr,
              BM: tl.constexpr, BN: tl.constexpr, PANEL: tl.constexpr):  # fmt: skip
     """Add a [BM, BN] tile to the float64 total; to the packed triangle with its mirror image."""
-    o_row = i_row + tl.arange(0, BM)  # [BM] int64
-    o_col = i_col + tl.arange(0, BN)  # [BN] int64
-    m_tile = (o_row < i_row + n_row)[:, None] & (o_col < i_col + n_col)[None, :]
-    if TRIANGLE:
-        i_panel = o_row // PANEL * PANEL
-        # a panel is width - i_panel wide; those before it have width * i_panel minus a triangle
-        i_start = width * i_panel - i_panel * (i_panel - PANEL) // 2
-        p_tile = p_out + (i_start + (o_row - i_panel) * (width - i_panel) - i_panel)[:, None]
-        p_tile += o_col[None, :]
-        m_tile &= o_row[:, None] <= o_col[None, :]
-    else:
-        p_tile = p_out + (o_row * width)[:, None] + o_col[None, :]
+    o_m, o_n = tl.arange(0, BM), tl.arange(0, BN)
+    m_tile = (o_m < n_row)[:, None] & (o_n < n_col)[None, :]
     b_tile = b_tile.to(tl.float64)
-    tl.store(p_tile, tl.load(p_tile, mask=m_tile, other=0.0) + b_tile, mask=m_tile)
     if TRIANGLE:
+        o_row, o_col = i_row + o_m, i_col + o_n  # int64
+        m_tile &= o_row[:, None] <= o_col[None, :]
+        p_tile = p_out + i_col + panel_row(o_row, width, PANEL)[:, None] + o_n[None, :]
         if i_row + n_row > i_col // PANEL * PANEL:
-            j_panel = o_col // PANEL * PANEL
-            j_start = width * j_panel - j_panel * (j_panel - PANEL) // 2
-            p_mirror = p_out + (j_start + (o_col - j_panel) * (width - j_panel) - j_panel)[None, :]
-            p_mirror += o_row[:, None]
+            p_mirror = p_out + i_row + panel_row(o_col, width, PANEL)[None, :] + o_m[:, None]
             m_mirror = m_tile & (o_row[:, None] < o_col[None, :])
-            m_mirror &= i_panel[:, None] == j_panel[None, :]
-            b_tile += tl.load(p_mirror, mask=m_mirror, other=0.0)
-            tl.store(p_mirror, b_tile, mask=m_mirror)
+            m_mirror &= (o_row // PANEL)[:, None] == (o_col // PANEL)[None, :]
+            b_mirror = tl.load(p_mirror, mask=m_mirror, other=0.0)
+            tl.store(p_mirror, b_mirror + b_tile, mask=m_mirror)
+    else:
+        p_tile = p_out + i_col + ((i_row + o_m) * width)[:, None] + o_n[None, :]
+    tl.store(p_tile, tl.load(p_tile, mask=m_tile, other=0.0) + b_tile, mask=m_tile)
+
+
+@triton.jit
+def panel_row(o_row, width, PANEL: tl.constexpr):
+    """Where column 0 of a row of the packed triangle would lie."""
+    i_panel = o_row // PANEL * PANEL
+    # a panel is width - i_panel wide; those before it hold width * i_panel less a triangle
+    start = width * i_panel - i_panel * (i_panel - PANEL) // 2
+    return start + (o_row - i_panel) * (width - i_panel) - i_panel
+
+
+@triton.jit
+def add_parts(p_out, b_tile, i_row, n_row, i_col, n_col, width, TRIANGLE: tl.constexpr,
+              BM: tl.constexpr, BN: tl.constexpr, PANEL: tl.constexpr):  # fmt: skip
+    """Add a tile 32 columns at a time: float64 sums of a whole one would not fit the registers."""
+    if BN > 32:
+        HALF: tl.constexpr = BN // 2
+        b_left, b_right = tl.split(tl.permute(tl.reshape(b_tile, [BM, 2, HALF]), [0, 2, 1]))
+        add_parts(p_out, b_left, i_row, n_row, i_col, n_col, width, TRIANGLE, BM, HALF, PANEL)
+        add_parts(p_out, b_right, i_row, n_row, i_col + HALF, n_col - HALF, width, TRIANGLE, BM,
+                  HALF, PANEL)  # fmt: skip
+    else:
+        add_tile(p_out, b_tile, i_row, n_row, i_col, n_col, width, TRIANGLE, BM, BN, PANEL)
 
 
 @triton.jit
@@ -127,12 +142,7 @@ def product_kernel(
         i_part = i_split.to(tl.int64) * tl.num_programs(0) + i_tile
         tl.store(p_out + i_part * (BM * BN) + o_tile, b_acc)
     else:
-        # half a tile at a time: float64 sums of a whole one would not fit the registers
-        b_half = tl.permute(tl.reshape(b_acc, [BM, 2, BN // 2]), [0, 2, 1])
-        b_left, b_right = tl.split(b_half)
-        add_tile(p_out, b_left, i_row, n_row, i_col, n_col, width, TRIANGLE, BM, BN // 2, PANEL)
-        add_tile(p_out, b_right, i_row, n_row, i_col + BN // 2, n_col - BN // 2, width, TRIANGLE,
-                 BM, BN // 2, PANEL)  # fmt: skip
+        add_parts(p_out, b_acc, i_row, n_row, i_col, n_col, width, TRIANGLE, BM, BN, PANEL)
 
 
 @triton.jit
