@@ -137,9 +137,10 @@ def row_kernel(
             i_source = tl.load(
                 p_members + tl.load(p_parent + 10) + first + i_member, mask=m_member, other=0
             )
-            o_taken = i_source * inner + o_out % inner
-            b_taken = tl.gather(b_sum, tl.broadcast_to(o_taken[None, :], [BR, BC]), 1)
-            b_out += tl.where(m_member[None, :], b_taken, 0.0)
+            o_taken = tl.arange(0, BR)[:, None] * BS + (i_source * inner + o_out % inner)[None, :]
+            # along one axis: Triton takes entries of a matrix's rows by shuffles, each from each
+            b_taken = tl.gather(tl.reshape(b_sum, [BR * BS]), tl.reshape(o_taken, [BR * BC]), 0)
+            b_out += tl.where(m_member[None, :], tl.reshape(b_taken, [BR, BC]), 0.0)
     p_row = p_out + (i_row.to(tl.int64) * length)[:, None] + o_out[None, :]
     m_store = m_row[:, None] & m_out[None, :]
     tl.store(p_row, b_out.to(p_out.dtype.element_ty), mask=m_store)
@@ -253,7 +254,7 @@ def launch_project(
         grid = (triton.cdiv(cols * inner, bc), triton.cdiv(rows, br))
         entry_kernel[grid](*arguments, BR=br, BC=bc)
         return
-    config = config or choose("project", out.dtype, longest, device)
+    config = config or choose("project", out.dtype, triton.next_power_of_2(longest), device)
     br = max(1, config["entries"] // triton.next_power_of_2(longest))
     row_kernel[(triton.cdiv(rows, br),)](
         *arguments,
