@@ -19,10 +19,10 @@ import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from hetmerge.kernels.blocks import TYPES, Kind, blocks_of, group, load_block, open_block
 from hetmerge.kernels.tuning import Config, choose, interpreted, multiprocessors
+from torch import Tensor
+
 from hetmerge.ops.operand import Operand, columns_last
 
 PANEL = 128  # rows per panel of the packed triangle
@@ -250,7 +250,9 @@ def launch_moments(
         if config["stage"]:
             staged = total.new_empty(end - begin, width, dtype=dtype)
             total += centre(operands, pivot, begin, end, staged)
-            _multiply([columns_last(staged)], None, None, None, product, 0, end - begin, splits, config)
+            _multiply(
+                [columns_last(staged)], None, None, None, product, 0, end - begin, splits, config
+            )
         else:
             _multiply(operands, None, pivot, None, product, begin, end, splits, config)
 

@@ -1,4 +1,4 @@
-"""Projection of one tensor of all parents by row and column labels, in one pass and without atomics.
+"""Projection of one tensor of all parents by row and column labels, in one pass, no atomics.
 
 Labels are turned into member lists on the device. One program makes one or more output rows: it
 adds up the member rows of each parent as they lie in memory, then takes the columns of the sum
@@ -12,9 +12,8 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
-
 from hetmerge.kernels.tuning import Config, choose
+from torch import Tensor
 
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 LONGEST = 16384  # entries of a row that one program holds

@@ -1,8 +1,8 @@
 """Block shapes: committed tables per operation and device, the nearest size taken.
 
 ``configs/<op>,device=<name>.json`` is written by ``benchmarks/gpu.sh``; a device without a table
-uses ``<op>,device=default.json``. An entry is {"dtype", "size", "config"},
-with "any" for a dtype where it makes no difference.
+uses ``<op>,device=default.json``. An entry is {"dtype", "size", "config"};
+its dtype is "float32", "half" for float16 and bfloat16, or "any".
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ def interpreted() -> bool:
 def choose(op: str, dtype: torch.dtype, size: int, device: torch.device) -> Config:
     """The config of this dtype, or of all, whose size is nearest, as a ratio, to ``size``."""
     found = _table(op, _name(device))
-    names = (str(dtype).removeprefix("torch."), "any")
+    names = ("float32" if dtype == torch.float32 else "half", "any")
     entries = [entry for entry in found if entry["dtype"] in names]
     nearest = min(entries, key=lambda entry: abs(math.log(entry["size"] / max(size, 1))))
     config: Config = nearest["config"]

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
+from hetmerge.kernels import launch_cross, launch_moments, tuning
+from hetmerge.kernels.moments import PANEL, RUN, _tiles, count_splits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from hetmerge.kernels import launch_cross, launch_moments, tuning
-from hetmerge.kernels.moments import PANEL, RUN, _tiles, count_splits
 from hetmerge.ops.operand import Operand, columns_last, patches
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=40)
@@ -106,7 +106,9 @@ def test_triangle(
 
 @pytest.mark.parametrize("stage", [False, True])
 def test_panels_that_parents_straddle(stage: bool) -> None:
-    operands = [draw(m, 20, width, torch.float32, "rows", 1.0) for m, width in enumerate([150, 137])]
+    operands = [
+        draw(m, 20, width, torch.float32, "rows", 1.0) for m, width in enumerate([150, 137])
+    ]
     check_moments(operands, {**SMALL, "BM": 64, "BN": 32, "stage": stage})
 
 
