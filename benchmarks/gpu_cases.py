@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import triton
+from hetmerge.kernels import launch_centre, launch_grams, launch_moments, launch_project
 from rows import Timing
 from scipy.optimize import linear_sum_assignment as scipy_assignment
 from torch import Tensor
 
 from hetmerge import ops
-from hetmerge.kernels import launch_centre, launch_grams, launch_moments, launch_project
 from hetmerge.ops.operand import columns_last
 
 TOKENS = 8192
@@ -30,9 +30,7 @@ def bench(function: Callable[[], object], rep: int = 60) -> tuple[float, float, 
     return tuple(float(value) for value in found)
 
 
-def timed(
-    case: str, runs: Mapping[str, Callable[[], object]], **counted: Any
-) -> Iterator[Timing]:
+def timed(case: str, runs: Mapping[str, Callable[[], object]], **counted: Any) -> Iterator[Timing]:
     for name, run in runs.items():
         yield Timing(case, name, *bench(run), **counted)
 
@@ -86,11 +84,12 @@ def moments(width: int, dtype: torch.dtype) -> Iterator[Timing]:
     half = dtype != torch.float32
     error = require(problem.error(), 2e-2 if half else 1e-5, case)
     joint, pair = problem.joint, problem.features
+    wide = joint.float()
     runs: dict[str, Callable[[], object]] = {
         "hetmerge": problem.run,
         "hetmerge Moments": lambda: ops.Moments([width // 2] * 2).update(*pair),
         "published, float32": lambda: (x := torch.cat(pair, 1).float().T.contiguous()) @ x.T,
-        "cuBLAS float32": lambda x=joint.float(): x.T @ x,
+        "cuBLAS float32": lambda: wide.T @ wide,
     }
     if half:
         runs["cuBLAS, float32 out"] = lambda: torch.mm(joint.T, joint, out_dtype=torch.float32)
