@@ -1,8 +1,6 @@
 #include "assignment.h"
 
 #include <algorithm>
-#include <cmath>
-#include <cstdint>
 #include <limits>
 
 #include "assignment_rows.h"
@@ -17,9 +15,9 @@ std::size_t at(Index k) { return static_cast<std::size_t>(k); }
 // Scores with at least as many columns as rows, and columns next to each other: as given, or copied
 // (transposed where there are more rows than columns).
 template <class T>
-class Costs {
+class Rows {
   public:
-    Costs(const View& score, bool maximise) : sign_(maximise ? T(-1) : T(1)) {
+    Rows(const View& score, bool maximise) : sign_(maximise ? T(-1) : T(1)) {
         const bool turned = score.shape[0] > score.shape[1];
         rows_ = score.shape[turned ? 1 : 0];
         columns_ = score.shape[turned ? 0 : 1];
@@ -41,6 +39,7 @@ class Costs {
     Index rows() const { return rows_; }
     Index columns() const { return columns_; }
     T sign() const { return sign_; }
+    Index stride() const { return stride_; }
     const T* row(Index r) const { return data_ + r * stride_; }
     double cost(Index r, Index c) const { return static_cast<double>(sign_ * row(r)[c]); }
 
@@ -57,7 +56,7 @@ class Costs {
 template <class T>
 class Solver {
   public:
-    explicit Solver(const Costs<T>& costs)
+    explicit Solver(const Rows<T>& costs)
         : costs_(costs),
           n_(costs.rows()),
           m_(costs.columns()),
@@ -196,7 +195,7 @@ class Solver {
         double length;
     };
 
-    const Costs<T>& costs_;
+    const Rows<T>& costs_;
     Index n_, m_;
     std::vector<double> price_;
     std::vector<Index> owner_, column_, free_;
@@ -208,27 +207,25 @@ class Solver {
 };
 
 template <class T>
-Pairing solve(const View& score, bool maximise) {
-    const Costs<T> costs(score, maximise);
+Pairing paired(const View& score, bool maximise) {
+    const Rows<T> rows(score, maximise);
     Pairing found;
-    Solver<T> solver(costs);
-    if (!solver.run()) {
-        found.finite = false;
-        return found;
-    }
+    Solver<T> solver(rows);
+    found.finite = solver.run();
+    if (!found.finite) return found;
     found.scans = solver.scans();
     found.column_price = solver.price();
-    found.row_price.resize(at(costs.rows()));
-    for (Index i = 0; i < costs.rows(); ++i) {
+    found.row_price.resize(at(rows.rows()));
+    for (Index i = 0; i < rows.rows(); ++i) {
         const Index j = solver.column()[at(i)];
-        found.row_price[at(i)] = costs.cost(i, j) - found.column_price[at(j)];
+        found.row_price[at(i)] = rows.cost(i, j) - found.column_price[at(j)];
     }
     if (score.shape[0] <= score.shape[1]) {
         found.column = solver.column();
         return found;
     }
     found.column.assign(at(score.shape[0]), -1);
-    for (Index i = 0; i < costs.rows(); ++i) found.column[at(solver.column()[at(i)])] = i;
+    for (Index i = 0; i < rows.rows(); ++i) found.column[at(solver.column()[at(i)])] = i;
     std::swap(found.row_price, found.column_price);
     return found;
 }
@@ -257,8 +254,8 @@ Pairing pair(const View& score, bool maximise) {
         found.column_price.assign(at(score.shape[1]), 0.0);
         return found;
     }
-    return score.dtype == DType::f32 ? solve<float>(score, maximise)
-                                     : solve<double>(score, maximise);
+    return score.dtype == DType::f32 ? paired<float>(score, maximise)
+                                     : paired<double>(score, maximise);
 }
 
 double infeasibility(const View& score, bool maximise, const Pairing& found) {

@@ -1,6 +1,9 @@
+#include <algorithm>
 #include <stdexcept>
+#include <string>
 
 #include "assignment.h"
+#include "assignment_cuda.h"
 #include "bind.h"
 #include "parallel.h"
 
@@ -58,11 +61,36 @@ py::tuple linear_sum_assignment(const py::tuple& given, bool maximise, int threa
     return py::make_tuple(found, first, to_array(scans), to_array(prices), to_array(violations));
 }
 
+#ifdef HETMERGE_CUDA
+// scores [batch, n, m] contiguous on the device, n <= m -> message of the error, or "".
+std::string assign_cuda(const py::tuple& given, bool maximise, std::uintptr_t columns,
+                        std::uintptr_t prices, std::uintptr_t stream) {
+    const View scores = to_view(given);
+    const double scale = maximise ? -1.0 : 1.0;
+    const auto n = static_cast<int>(scores.shape[1]), m = static_cast<int>(scores.shape[2]);
+    auto* to = reinterpret_cast<int*>(columns);
+    auto* price = reinterpret_cast<double*>(prices);
+    auto* on = reinterpret_cast<void*>(stream);
+    const int status = scores.dtype == DType::f32
+                           ? hetmerge_assign_f32(scores.data<const float>(), scale, scores.shape[0],
+                                                 n, m, to, price, on)
+                           : hetmerge_assign_f64(scores.data<const double>(), scale,
+                                                 scores.shape[0], n, m, to, price, on);
+    return status == 0 ? "" : hetmerge_cuda_error(status);
+}
+#endif
+
 }  // namespace
 
 void register_assignment(py::module_& m) {
     m.def("linear_sum_assignment", &linear_sum_assignment, py::arg("scores"), py::arg("maximise"),
           py::arg("threads"), py::arg("proof") = false);
+    m.def("assign_by_team", [](const py::tuple& score, bool maximise) {
+        return assign_by_team(to_view(score), maximise);
+    });
+#ifdef HETMERGE_CUDA
+    m.def("assign_cuda", &assign_cuda);
+#endif
 }
 
 }  // namespace hetmerge

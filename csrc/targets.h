@@ -3,7 +3,9 @@
 
 #include <cstdlib>  // defines __GLIBC__, on which the function multiversioning below depends
 
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__has_attribute)
+// The thread sanitizer is not ready yet when the choice is made.
+#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__has_attribute) && \
+    !defined(__SANITIZE_THREAD__)
 #if __has_attribute(target_clones)
 #define HETMERGE_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
 #endif

@@ -4,12 +4,17 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import combinations
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hetmerge.ops.assignment import linear_sum_assignment
+from hetmerge.ops.moments import Moments
+
 BINS = 20  # of correlations from -1 to 1
+MOST = 2048  # features of a parent that are matched to learn what chance gives
 
 
 @dataclass(frozen=True)
@@ -34,7 +39,10 @@ class Agreement:
 
 
 def agreement(
-    similarity: Tensor, sizes: Mapping[int, int], labels: Mapping[int, Tensor]
+    similarity: Tensor,
+    sizes: Mapping[int, int],
+    labels: Mapping[int, Tensor],
+    chance: Moments | None = None,
 ) -> Agreement:
     """Agreement of a partition.
 
@@ -42,6 +50,7 @@ def agreement(
         similarity: [O, O] correlations, features of all parents one after another.
         sizes: parent -> its number of features, in that order.
         labels: parent -> [size] clusters; -1 for features in none.
+        chance: moments of the same features on inputs that do not belong together.
     """
     flat = torch.cat([labels[m] for m in sizes])
     parent = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(list(sizes.values())))
@@ -53,7 +62,20 @@ def agreement(
         _histogram(across),
         _histogram(values[same]),
         float(across.mean()) if len(across) else None,
+        None if chance is None else by_chance(chance),
     )
+
+
+def by_chance(moments: Moments) -> float:
+    """Mean correlation of the best one-to-one matching, over all pairs of parents."""
+    found = []
+    for a, b in combinations(range(len(moments.sizes)), 2):
+        score = moments.correlation_between(a, b)
+        rows, columns = (torch.linspace(0, n - 1, min(n, MOST)).long() for n in score.shape)
+        score = score[rows][:, columns]
+        i, j = linear_sum_assignment(score)
+        found.append(float(score[i, j].mean()))
+    return sum(found) / len(found)
 
 
 def sentence(agreements: Sequence[Agreement]) -> str:

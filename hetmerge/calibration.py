@@ -18,6 +18,7 @@ from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting, build_setting
 
+CHANCE_SAMPLES = 250  # inputs that tell what correlates by chance
 FEWEST = 4  # samples of a batch: an unbiased CKA needs them
 
 
@@ -30,6 +31,8 @@ class Statistics:
         moments: space of the merged network -> second moments of the parents that have it.
         nested: (outer, inner) space -> moments of an axis that is made of both, such as heads and
             the features inside them.
+        chance: space -> moments between the parents' features on inputs that do not belong
+            together: what correlates there correlates by chance.
         members: space -> which parents those are.
         samples: inputs seen.
         setting: the traced and aligned parents the statistics belong to.
@@ -39,6 +42,7 @@ class Statistics:
     similarity: dict[str, list[Tensor]]
     moments: dict[str, Moments]
     nested: dict[tuple[int, int], Moments]
+    chance: dict[str, Moments]
     members: dict[str, tuple[int, ...]]
     samples: int
     setting: Setting = field(repr=False)
@@ -52,6 +56,7 @@ def calibrate(
     depth: str = "segment",
     blocks: Sequence[Any] | None = None,
     progress: bool | None = None,
+    within: bool = True,
 ) -> Statistics:
     """Trace and align the parents, and gather the second moments of every space.
 
@@ -65,6 +70,7 @@ def calibrate(
         depth: "segment", "layer", "uniform", "head" or "tail".
         blocks: per parent, per stage, the module paths of its blocks; default: found.
         progress: show bars on standard error; None: only on a terminal.
+        within: also gather moments between features of one parent; match="permute" needs none.
 
     Raises:
         InputError: no batches, a batch a model cannot take, NaN in weights or activations.
@@ -75,12 +81,13 @@ def calibrate(
     networks = [Network(m, calls[0], f"models[{i}]") for i, m in enumerate(models)]
     alignment = align(networks, calls, depth=depth, blocks=blocks, progress=bar)
     setting = build_setting(networks, alignment, calls[0])
-    moments, nested = _gather(setting, calls, bar)
+    moments, nested, chance = _gather(setting, calls, bar, within)
     spaces = setting.skeleton.graph.spaces
     return Statistics(
         similarity=alignment.similarity,
         moments={spaces[k].name: value for k, value in moments.items()},
         nested=nested,
+        chance={spaces[k].name: value for k, value in chance.items()},
         members={spaces[k].name: setting.members(k) for k in moments},
         samples=sum(samples(call) for call in calls),
         setting=setting,
@@ -132,27 +139,33 @@ def all_calls(batches: Iterable[Any]) -> list[Call]:
 
 
 def _gather(
-    setting: Setting, calls: Sequence[Call], progress: Progress
-) -> tuple[dict[int, Moments], dict[tuple[int, int], Moments]]:
-    """Moments per space, and per axis that is an outer and an inner space."""
+    setting: Setting, calls: Sequence[Call], progress: Progress, within: bool
+) -> tuple[dict[int, Moments], dict[tuple[int, int], Moments], dict[int, Moments]]:
+    """Moments per space, per axis that is an outer and an inner space, and by chance."""
     views = _shared_views(setting)
     nests = _nested_views(setting, views)
-    moments = {space: Moments(_widths(setting, space)) for space in views}
+    moments = {space: Moments(_widths(setting, space), within=within) for space in views}
     nested = {
         nest: Moments([a * b for a, b in zip(*(_widths(setting, k) for k in nest), strict=True)])
         for nest in nests
     }
+    chance = {space: Moments(_widths(setting, space), within=False) for space in views}
     order = setting.skeleton.nodes.order
     visits = [(view, space, moments[space]) for space, found in views.items() for view in found]
     visits += [(view, nest[0], nested[nest]) for nest, found in nests.items() for view in found]
     visits.sort(key=lambda item: order.get(item[0].node, -1))
+    seen = 0
     for call in progress.track(calls, "moments of spaces"):
         walkers = [network.walk([call]) for network in setting.parents]
         for view, space, target in visits:
             _update(setting, walkers, call, view, space, target)
+            if seen < CHANCE_SAMPLES and target is moments[space]:
+                _update(setting, walkers, call, view, space, chance[space], shifted=True)
+        seen += samples(call)
     return (
         {space: found for space, found in moments.items() if found.count},
         {nest: found for nest, found in nested.items() if found.count},
+        {space: found for space, found in chance.items() if found.count},
     )
 
 
@@ -199,15 +212,25 @@ def _update(
     view: View,
     space: int,
     moments: Moments,
+    shifted: bool = False,
 ) -> None:
-    features, mask = [], None
-    for m in setting.members(space):
+    """Add what the parents' features of a space are at one view.
+
+    Args:
+        shifted: give every parent but the first the values of other inputs of the batch.
+    """
+    features: list[Tensor] = []
+    mask: Tensor | None = None
+    for turn, m in enumerate(setting.members(space)):
         node = setting.links[m].node(view.node)
         assert node is not None
         expr = setting.parents[m].graph.values[node][view.dim]
         value = walkers[m].value(node)[0]
-        features.append(take(value, expr, view.dim, view.path))
-        mask = position_mask(call[1], value, features[-1])
+        features.append(take(value.roll(turn, 0) if shifted else value, expr, view.dim, view.path))
+        found = position_mask(call[1], value, features[-1])
+        if found is not None and shifted:
+            found = found.roll(turn * len(found) // len(value))
+        mask = found if mask is None else mask if found is None else mask & found
     if len({_positions(x) for x in features}) > 1:
         return
     try:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import combinations
 
 import torch
 from torch import Tensor
@@ -17,8 +18,10 @@ def similarity_of(moments: Moments) -> Tensor:
     """Pearson correlation [O, O], except that constant features count as alike.
 
     Merging them loses nothing that calibration can see, and leaves the room to the others; those of
-    different parents go first.
+    different parents go first. Where the moments hold nothing within a parent, its block is 0.
     """
+    if not moments.within:
+        return _across(moments)
     similarity = moments.correlation()
     dead = similarity.diagonal() == 0
     if bool((similarity.diagonal()[~dead] < 0.999).any()):
@@ -34,6 +37,21 @@ def _scale_free(moments: Moments, dead: Tensor) -> Tensor:
     covariance = moments.covariance()
     inverse = covariance.diagonal().clamp_min(0).rsqrt().masked_fill(dead, 0)
     return covariance.mul_(inverse[:, None]).mul_(inverse).clamp_(-1.0, 1.0)
+
+
+def _across(moments: Moments) -> Tensor:
+    """The blocks between different parents, without that floor either."""
+    deviation = moments.variance().sqrt().split(moments.sizes)
+    starts = [0, *torch.tensor(moments.sizes).cumsum(0).tolist()]
+    similarity = torch.zeros(starts[-1], starts[-1], dtype=torch.float64)
+    for a, b in combinations(range(len(moments.sizes)), 2):
+        left, right = deviation[a][:, None], deviation[b]
+        found = moments.covariance_between(a, b) / (left * right)
+        found = found.masked_fill((left == 0) | (right == 0), 0.0).clamp_(-1.0, 1.0)
+        found.masked_fill_((left == 0) & (right == 0), 1.0)
+        rows, columns = slice(*starts[a : a + 2]), slice(*starts[b : b + 2])
+        similarity[rows, columns], similarity[columns, rows] = found, found.T
+    return similarity
 
 
 def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tensor:

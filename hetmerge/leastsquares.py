@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from hetmerge.layers import Layer
+from hetmerge.ops.operand import Operand, columns_last, patches, selected
+from hetmerge.ops.products import cross, gram
 
 
 @dataclass
 class Normal:
     """Normal equations of one layer group, summed over batches in float64.
 
-    Rows X [rows, blocks, p] and targets T [rows, blocks, r]; `blocks` is the number of groups of a
-    grouped convolution and 1 otherwise.
+    Inputs X [rows, p] and targets T [rows, r] per block; blocks are the groups of a grouped
+    convolution, one otherwise. gram [blocks, p, p], cross [blocks, p, r], total [blocks, r].
     """
 
     rows: int = 0
@@ -26,14 +28,20 @@ class Normal:
     total: Tensor = field(default_factory=lambda: torch.zeros(()))
     power: float = 0.0
 
-    def add(self, x: Tensor, t: Tensor) -> None:
-        """Add rows x [rows, blocks, p] with targets t [rows, blocks, r]."""
-        a, b = x.transpose(0, 1), t.transpose(0, 1)
-        self.rows += x.shape[0]
-        self.gram = self.gram + torch.stack([m.T @ m for m in a]).double()
-        self.cross = self.cross + torch.stack([m.T @ n for m, n in zip(a, b, strict=True)]).double()
-        self.total = self.total + t.sum(0, dtype=torch.float64)
-        self.power += float(torch.linalg.vector_norm(t, dtype=torch.float64).square())
+    def add(self, inputs: Sequence[Sequence[Operand]], target: Tensor) -> None:
+        """Add rows.
+
+        Args:
+            inputs: per block, the operands that lie side by side in X.
+            target: [rows, blocks * r], block after block.
+        """
+        blocks = target.unflatten(1, (len(inputs), -1)).movedim(1, 0)
+        self.rows += len(target)
+        self.gram = self.gram + torch.stack([gram(x) for x in inputs])
+        pairs = zip(inputs, blocks, strict=True)
+        self.cross = self.cross + torch.stack([cross(x, [columns_last(t)]) for x, t in pairs])
+        self.total = self.total + blocks.sum(1, dtype=torch.float64)
+        self.power += float(torch.linalg.vector_norm(target, dtype=torch.float64).square())
 
     def solve(self, prior: Tensor, ridge: float, bias: bool) -> Tensor:
         """Weights [blocks, p, r] nearest to `prior` [blocks, p, r] under the ridge.
@@ -92,8 +100,8 @@ def pick(value: Tensor, positions: Tensor, spatial: int) -> Tensor:
 
 def inputs_of(
     layer: Layer, value: Tensor, weight: Tensor, positions: Tensor, grid: torch.Size
-) -> Tensor:
-    """What a layer reads at sampled output positions: [rows, blocks, p], p in the weight's order.
+) -> list[Operand]:
+    """What a layer reads at sampled output positions: per block [rows, p], p in the weight's order.
 
     Args:
         value: the layer's input.
@@ -101,26 +109,7 @@ def inputs_of(
         positions: of the output grid `grid` (convolution) or of its rows (linear).
     """
     if not layer.spatial:
-        return pick(value, positions, 0)[:, None]
+        return [selected(value.reshape(-1, value.shape[-1]), positions)]
     padded = F.pad(value, [p for size in reversed(layer.padding) for p in (size, size)])
-    at = _unravel(positions.to(value.device), grid)
-    index: tuple[Any, ...] = (slice(None), *at)
-    found = _windows(padded, layer, weight.shape[2:], grid)[index]
-    return found.reshape(value.shape[0] * len(positions), layer.groups, -1)
-
-
-def _windows(padded: Tensor, layer: Layer, kernel: torch.Size, grid: torch.Size) -> Tensor:
-    """What every output position sees, as a view: [batch, *grid, channels, *kernel]."""
-    batch, channels, *plane = padded.stride()
-    steps = [s * step for s, step in zip(plane, layer.stride, strict=True)]
-    taps = [s * step for s, step in zip(plane, layer.dilation, strict=True)]
-    shape = (padded.shape[0], *grid, padded.shape[1], *kernel)
-    return padded.as_strided(shape, (batch, *steps, channels, *taps))
-
-
-def _unravel(positions: Tensor, grid: torch.Size) -> list[Tensor]:
-    found = []
-    for size in reversed(grid):
-        found.append(positions % size)
-        positions = positions // size
-    return found[::-1]
+    kernel = weight.shape[2:]
+    return patches(padded, kernel, layer.stride, layer.dilation, positions, grid, layer.groups)

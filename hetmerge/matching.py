@@ -103,7 +103,8 @@ class _Matcher:
             assert moments is not None
             similarity = similarity_of(moments)
         partition = self._heard(space, options.match, similarity, sizes, target)
-        self.agreements[space.index] = agreement(similarity, sizes, partition.labels)
+        chance = self.statistics.chance.get(space.name)
+        self.agreements[space.index] = agreement(similarity, sizes, partition.labels, chance)
         return partition
 
     def _nested(self, space: Space) -> bool:

@@ -168,7 +168,12 @@ def plan_statistics(
     chosen.shares(len(models))
     chosen.check_labels(len(models))
     statistics = calibrate(
-        models, _again(calls), depth=chosen.depth, blocks=blocks, progress=progress
+        models,
+        _again(calls),
+        depth=chosen.depth,
+        blocks=blocks,
+        progress=progress,
+        within=chosen.match != "permute",
     )
     matching = match_spaces(statistics, chosen)
     setting = statistics.setting

@@ -196,7 +196,7 @@ class _Layout:
         order = [*self.rows, *self.cols, *self.plain]
         shape = tensor.shape
         r, c = (_count([shape[d] for d in dims]) for dims in (self.rows, self.cols))
-        return tensor.permute(order).reshape(r, c, _count([shape[d] for d in self.plain]))
+        return tensor.permute(order).reshape(r, c, *(shape[d] for d in self.plain))
 
     def unfold(self, merged: Tensor, sizes: list[int]) -> Tensor:
         order = [*self.rows, *self.cols, *self.plain]

@@ -11,6 +11,7 @@ from torch import Tensor
 from hetmerge.layers import Group, Layer, find_groups
 from hetmerge.leastsquares import Normal, inputs_of, pick, sample_positions
 from hetmerge.network import Call, Network
+from hetmerge.ops.operand import constant
 from hetmerge.outputs import is_output
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
@@ -148,12 +149,12 @@ class Fitter:
                 target = target - pick(skip[b], positions, lead.spatial).to(target)
             grid = like.shape[2:]
             parts = [
-                inputs_of(layer, x[b], state[layer.weight], positions, grid).to(target)
+                inputs_of(layer, x[b], state[layer.weight], positions, grid)
                 for layer, x in zip(layers, sources, strict=True)
             ]
             if biased:
-                parts.append(target.new_ones(len(target), lead.groups, 1))
-            normal.add(torch.cat(parts, 2), target.reshape(len(target), lead.groups, -1))
+                parts.append([constant(target.new_ones(1), len(target))] * lead.groups)
+            normal.add(list(zip(*parts, strict=True)), target)
         prior = _read(layers, biased, state)
         weights = normal.solve(prior, HEAD_RIDGE if head else RIDGE, bool(biased))
         _write(layers, biased, state, weights)

@@ -1,6 +1,8 @@
 """Operations: each checks its inputs, chooses a backend and calls it."""
 
+from hetmerge.ops.assignment import AssignmentResult as AssignmentResult
 from hetmerge.ops.assignment import linear_sum_assignment as linear_sum_assignment
+from hetmerge.ops.assignment import linear_sum_assignment_info as linear_sum_assignment_info
 from hetmerge.ops.moments import Moments as Moments
 from hetmerge.ops.project import project as project
 from hetmerge.ops.segments import align_depth as align_depth

@@ -3,56 +3,78 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
 from torch import Tensor
 
 from hetmerge.errors import InputError
+from hetmerge.ops.accumulate import ACCUMULATORS, Samples, backends
+from hetmerge.ops.backend import available, choose
+from hetmerge.ops.centring import State, centre, shift_products, shift_sums, variance_of
+from hetmerge.ops.library import register
+from hetmerge.ops.panels import Block, blocks, extract, length, spans, symmetric
 
-CHUNK = 4096  # samples gathered, centred and multiplied at a time
-PANEL = 512  # columns per block of the product; only blocks on and above the diagonal are computed
+STEADY = 1e-12  # of the mean: what shifts by the pivot leave of a constant's deviation
 
 
 class Moments:
     """First and second moments of the features of several parents, updated batch by batch.
 
-    A fixed pivot, the mean of the first batch, is subtracted before products are taken, so means
-    that are large against the standard deviation cost no accuracy. Products run in the dtype of
-    the features (float16 and bfloat16: in float32) over at most 4096 samples and are accumulated in
-    float64. Moments of disjoint data add up exactly by :meth:`merge`.
+    A pivot, the mean of the first batch, is subtracted before products are taken, so means that are
+    large against the standard deviation cost no accuracy; it moves when the mean does (by more than
+    10 standard deviations). Products of float64 features are taken in float64. All others are taken
+    in float32 over runs of at most 512 samples, or chunks of 4096 where torch multiplies, and
+    accumulated in float64. bfloat16 features, where all are, keep a pivot of bfloat16 (0 where the
+    mean is below 4 standard deviations), so that what is multiplied is a bfloat16 number again:
+    exactly where x is between half and twice the pivot, else rounded by 2^-9 of |x - pivot|.
+    Moments of disjoint data add up exactly by :meth:`merge`.
 
     Args:
         sizes: features per parent, 0 allowed; O is their sum.
         dim: the feature dimension of what :meth:`update` gets; negative counts from the end.
-        pivot: [O] values to subtract instead of the first batch's mean.
+        pivot: [O] values to begin with instead of the first batch's mean.
+        within: keep the moments of every pair of features, in about 4 O^2 bytes. Otherwise only
+            those between different parents, half the work for two equal parents:
+            :meth:`correlation_between` and :meth:`variance` are all there is then.
+        backend: "native" (CPU), "triton" (CUDA), "torch", or "auto", the best that can run.
 
     Attributes:
-        sizes, dim: as given.
-        count: samples seen.
+        sizes, dim, within, backend: as given.
 
     Raises:
         InputError: sizes or pivot are out of range.
     """
 
-    def __init__(self, sizes: Sequence[int], dim: int = 1, pivot: Tensor | None = None) -> None:
+    def __init__(
+        self,
+        sizes: Sequence[int],
+        dim: int = 1,
+        pivot: Tensor | None = None,
+        *,
+        within: bool = True,
+        backend: str = "auto",
+    ) -> None:
         self.sizes = tuple(int(size) for size in sizes)
         if not self.sizes or min(self.sizes) < 0:
             raise InputError(f"sizes: {list(sizes)} is not a list of one or more integers >= 0")
         total = sum(self.sizes)
-        if pivot is not None:
-            pivot = pivot.detach().to(torch.float64, copy=True)
-            if pivot.shape != (total,) or not bool(torch.isfinite(pivot).all()):
-                raise InputError(f"pivot: {list(pivot.shape)} is not [{total}] finite values")
-        self.dim = dim
-        self.count = 0
-        self._pivot = pivot
-        self._exact = True  # every product so far was taken in float64
-        device = None if pivot is None else pivot.device
-        self._sum = torch.zeros(total, dtype=torch.float64, device=device)  # of x - pivot
-        # Of (x - pivot)(x - pivot)^T, valid on and above the diagonal panels; made when needed.
-        self._product: Tensor | None = None
+        if pivot is None:
+            # NaN: the first batch decides.
+            pivot = torch.full((total,), math.nan, dtype=torch.float64)
+        elif pivot.shape != (total,) or not bool(torch.isfinite(pivot).all()):
+            raise InputError(f"pivot: {list(pivot.shape)} is not [{total}] finite values")
+        self.dim, self.within, self.backend = dim, within, backend
+        self._count = torch.zeros((), dtype=torch.int64)
+        self._rows = torch.zeros(3, total, dtype=torch.float64, device=pivot.device)
+        self._rows[0] = pivot.detach()
+        self._product: Tensor | None = None  # of (x - pivot)(x - pivot)^T; made when needed
+
+    @property
+    def count(self) -> int:
+        """Samples seen."""
+        return int(self._count)
 
     def update(self, *features: Tensor, mask: Tensor | None = None) -> Moments:
         """Add one batch.
@@ -60,253 +82,256 @@ class Moments:
         Args:
             features: one per parent, floating point, alike in every dimension but ``dim``, e.g.
                 [tokens, d], [batch, channels, height, width], or [batch, tokens, d] with dim=-1.
-                Never concatenated, and copied only in chunks.
+                Read where they lie: neither concatenated nor copied.
             mask: bool, which positions count; broadcastable to the dimensions other than ``dim``.
 
         Raises:
             InputError: shapes, dtypes or devices do not fit, or a counted value is NaN or infinite;
                 the message names the parent. Nothing is added then.
+            BackendError: the backend cannot run on these features.
         """
-        views, positions = self._check(features, mask)
-        parts = list(_parts(views[0].shape[:-1]))
-        for parent, (x, view) in enumerate(zip(features, views, strict=True)):
-            if positions is None:
-                _check_finite(parent, x.detach())
-                continue
-            for part in parts:
-                _check_finite(parent, _select(view, part, positions))
-        dtype = torch.float32
-        if any(view.dtype == torch.float64 for view in views):
-            dtype = torch.float64
-        device = views[0].device
-        if self._pivot is None:
-            seen = _count(views[0]) if positions is None else int(positions.sum())
-            if seen == 0:
-                return self
-            mean = torch.zeros_like(self._sum, device=device)
-            for part in parts:
-                for view, span in zip(views, self._spans(), strict=True):
-                    piece = _select(view, part, positions)
-                    over = tuple(range(piece.ndim - 1))
-                    mean[span] += piece.sum(over, dtype=torch.float64)
-            # Rounded, so that float32 features can be centred in float32.
-            self._pivot = (mean / seen).to(dtype).to(torch.float64)
-        self._sum = self._sum.to(device)
-        self._pivot = self._pivot.to(device)
+        expanded = self._check(features, mask)
+        device = features[0].device
         if self._product is None:
-            self._product = torch.zeros(
-                len(self._sum), len(self._sum), dtype=torch.float64, device=device
-            )
-        self._product = self._product.to(device)
-        self._exact &= dtype == torch.float64
-        for part in parts:
-            self._add(self._centred([_select(v, part, positions) for v in views], dtype))
+            size = length(self.sizes, self.within)
+            self._product = torch.zeros(size, dtype=torch.float64, device=device)
+        if self._rows.device != device or self._product.device != device:
+            self._rows, self._product = self._rows.to(device), self._product.to(device)
+        _moments_update(
+            self._count,
+            self._rows,
+            self._product,
+            [x.detach() for x in features],
+            self.dim % features[0].ndim,
+            expanded,
+            self.within,
+            self.backend,
+        )
         return self
 
     def merge(self, other: Moments) -> Moments:
         """Add the data of another instance with the same sizes; ``other`` is not changed.
 
         Raises:
-            InputError: the sizes differ.
+            InputError: the sizes or what is kept differ.
         """
         if other.sizes != self.sizes:
             raise InputError(f"other: sizes {list(other.sizes)}, allowed are {list(self.sizes)}")
+        if other.within != self.within:
+            raise InputError(f"other: within={other.within}, allowed is {self.within}")
         if other.count == 0:
             return self
         assert other._product is not None
-        assert other._pivot is not None
-        if self._product is None or self._pivot is None:
-            if self._pivot is None:
-                self._pivot = other._pivot.clone()
-            self._sum = torch.zeros_like(other._sum)
+        if self._product is None:
+            if self._state.unset():
+                self._state.pivot.copy_(other._state.pivot)
             self._product = torch.zeros_like(other._product)
         device = self._product.device
-        shift = other._pivot.to(device) - self._pivot.to(device)
-        total = other._sum.to(device)
-        # x - p = (x - q) + (q - p): the outer products of the shift, split evenly on both sides.
-        half = total + shift * (other.count / 2)
+        self._rows, rows = self._rows.to(device), other._rows.to(device, copy=True)
+        shift, sums = rows[0] - self._rows[0], rows[1:]
         self._product += other._product.to(device)
-        self._product.addr_(shift, half).addr_(half, shift)
-        self._sum = self._sum.to(device) + total + shift * other.count
-        self.count += other.count
-        self._exact &= other._exact
+        shift_products(self._blocks(), other.count, sums[0], shift)
+        shift_sums(other.count, sums, shift)
+        self._rows[1:] += sums
+        self._count += other._count
         return self
 
     def mean(self) -> Tensor:
         """[O] float64."""
-        _, pivot = self._filled()
-        return pivot + self._sum / self.count
+        self._filled()
+        return self._rows[0] + self._rows[1] / self.count
+
+    def variance(self) -> Tensor:
+        """[O] float64, the population variance of each feature; exactly 0 for constant ones."""
+        self._filled()
+        found = variance_of(self.count, self._rows[1:])
+        return torch.where(found > (STEADY * self.mean()).square(), found, 0.0)
 
     def covariance(self) -> Tensor:
-        """[O, O] float64, exactly symmetric; the population covariance (divided by the count)."""
-        product, _ = self._filled()
-        result = product / self.count
-        mean = self._sum / self.count
-        result.addr_(mean, mean, alpha=-1.0)
+        """[O, O] float64, exactly symmetric; the population covariance (divided by the count).
+
+        Raises:
+            InputError: ``within`` is False.
+        """
+        product = self._filled()
+        if not self.within:
+            raise InputError(
+                "covariance: within=False keeps only what lies between different parents; "
+                "use covariance_between or correlation_between"
+            )
+        # Centred before it is mirrored: the two halves might be rounded in different ways.
+        centred = (self._centred(block) for block in self._blocks())
+        result = symmetric(centred, sum(self.sizes), product.device)
         result.diagonal().clamp_(min=0.0)
-        for begin in range(0, len(result), PANEL):
-            end = begin + PANEL
-            result[end:, begin:end] = result[begin:end, end:].T
-            block = result[begin:end, begin:end]
-            block.copy_(block.triu() + block.triu(1).T)
         return result
 
     def correlation(self) -> Tensor:
         """[O, O] float64 in [-1, 1], exactly symmetric: ``cov / max(std_i * std_j, 1e-7)``.
 
         The diagonal is computed like every entry, so it is below 1 where the variance is below
-        1e-7. Dead features, whose variance is lost in the rounding of the products, are exactly 0.
+        1e-7. Constant features are exactly 0.
+
+        Raises:
+            InputError: ``within`` is False.
         """
         result = self.covariance()
-        product, _ = self._filled()
-        noise = product.diagonal() / self.count * (1e-13 if self._exact else 1e-6)
-        variance = result.diagonal().clone()
-        dead = variance <= noise
-        std = variance.sqrt()
-        for begin in range(0, len(result), PANEL):
-            rows = slice(begin, begin + PANEL)
-            result[rows] /= torch.outer(std[rows], std).clamp_(min=1e-7)
-        result[dead] = 0.0
-        result[:, dead] = 0.0
-        return result.clamp_(-1.0, 1.0)
+        dead = self.variance() == 0
+        return _normalised(result, result.diagonal().sqrt(), result.diagonal().sqrt(), dead, dead)
+
+    def covariance_between(self, a: int, b: int) -> Tensor:
+        """[d_a, d_b] float64: the covariance of the features of two different parents.
+
+        Raises:
+            InputError: ``a`` or ``b`` is not a parent, or both are the same.
+        """
+        count = len(self.sizes)
+        if not (0 <= a < count and 0 <= b < count) or a == b:
+            raise InputError(f"a, b: {a} and {b} are not two different parents below {count}")
+        if a > b:
+            return self.covariance_between(b, a).T
+        product = self._filled()
+        rows, columns = spans(self.sizes)[a], spans(self.sizes)[b]
+        found = extract(self._blocks(), rows, columns, product.device)
+        return self._centred(Block(rows, columns, found)).values
+
+    def correlation_between(self, a: int, b: int) -> Tensor:
+        """[d_a, d_b] float64: the block of :meth:`correlation` between two different parents."""
+        result = self.covariance_between(a, b)
+        variance = self.variance()
+        left, right = variance[spans(self.sizes)[a]], variance[spans(self.sizes)[b]]
+        return _normalised(result, left.sqrt(), right.sqrt(), left == 0, right == 0)
 
     def state_dict(self) -> dict[str, Any]:
         """All there is to know, for :meth:`from_state_dict`; the tensors are shared, not copied."""
         return {
             "sizes": self.sizes,
             "dim": self.dim,
+            "within": self.within,
             "count": self.count,
-            "exact": self._exact,
-            "pivot": self._pivot,
-            "sum": self._sum,
+            "rows": self._rows,
             "product": self._product,
         }
 
     @classmethod
     def from_state_dict(cls, state: Mapping[str, Any]) -> Moments:
-        moments = cls(state["sizes"], state["dim"])
-        moments.count = int(state["count"])
-        moments._exact = bool(state["exact"])
-        for name in ("pivot", "sum", "product"):
+        moments = cls(state["sizes"], state["dim"], within=state["within"])
+        moments._count.fill_(int(state["count"]))
+        for name in ("rows", "product"):
             value = state[name]
             setattr(moments, f"_{name}", None if value is None else value.clone())
         return moments
 
-    def _filled(self) -> tuple[Tensor, Tensor]:
-        if self.count == 0 or self._product is None or self._pivot is None:
-            raise InputError("Moments: no sample was added, one or more are needed")
-        return self._product, self._pivot
+    @property
+    def _state(self) -> State:
+        return State(self._count, self._rows)
 
-    def _spans(self) -> list[slice]:
-        ends = [sum(self.sizes[: m + 1]) for m in range(len(self.sizes))]
-        return [slice(end - size, end) for end, size in zip(ends, self.sizes, strict=True)]
-
-    def _centred(self, pieces: Sequence[Tensor], dtype: torch.dtype) -> Tensor:
-        """[samples, O], features of all parents minus the pivot, in ``dtype``."""
-        assert self._pivot is not None
-        pivot = self._pivot.to(dtype)
-        if not torch.equal(pivot.to(torch.float64), self._pivot):
-            pivot = self._pivot
-        shape = pieces[0].shape[:-1]
-        total = sum(self.sizes)
-        # Stored the way the features lie, so that the copy runs along memory.
-        last = all(piece.stride(-1) == 1 for piece in pieces)
-        flat = torch.empty(
-            (math.prod(shape), total) if last else (total, math.prod(shape)),
-            dtype=dtype,
-            device=pivot.device,
-        )
-        chunk = flat.view(*shape, total) if last else flat.view(total, *shape).movedim(0, -1)
-        for piece, span in zip(pieces, self._spans(), strict=True):
-            if piece.dtype == dtype and pivot.dtype == dtype:
-                torch.sub(piece, pivot[span], out=chunk[..., span])
-            else:
-                wide = torch.promote_types(dtype, pivot.dtype)
-                chunk[..., span] = piece.to(wide) - pivot[span]
-        return flat if last else flat.T
-
-    def _add(self, chunk: Tensor) -> None:
+    def _blocks(self) -> list[Block]:
         assert self._product is not None
-        self.count += len(chunk)
-        self._sum += _sum_rows(chunk)
-        total = len(self._sum)
-        for i in range(0, total, PANEL):
-            left = chunk[:, i : i + PANEL].T
-            for j in range(i, total, PANEL):
-                self._product[i : i + PANEL, j : j + PANEL] += left @ chunk[:, j : j + PANEL]
+        return blocks(self._product, self.sizes, self.within)
 
-    def _check(
-        self, features: Sequence[Tensor], mask: Tensor | None
-    ) -> tuple[list[Tensor], Tensor | None]:
-        """Features as [..., d_m] views, and the mask expanded to the other dimensions."""
+    def _centred(self, block: Block) -> Block:
+        """The covariances that belong to a block of products."""
+        mean = self._rows[1] / self.count
+        values = block.values / self.count
+        values.addr_(mean[block.rows], mean[block.columns], alpha=-1.0)
+        return Block(block.rows, block.columns, values)
+
+    def _filled(self) -> Tensor:
+        if self.count == 0 or self._product is None:
+            raise InputError("Moments: no sample was added, one or more are needed")
+        return self._product
+
+    def _check(self, features: Sequence[Tensor], mask: Tensor | None) -> Tensor | None:
+        """The mask expanded to the dimensions other than ``dim``."""
         if len(features) != len(self.sizes):
             raise InputError(f"features: {len(features)} tensors for {len(self.sizes)} parents")
-        views = []
+        first, positions = features[0], torch.Size()
         for parent, (x, size) in enumerate(zip(features, self.sizes, strict=True)):
-            if not x.dtype.is_floating_point:
-                raise InputError(f"features of parent {parent}: {x.dtype} is not floating point")
+            if not x.dtype.is_floating_point or x.dtype not in DTYPES:
+                raise InputError(
+                    f"features of parent {parent}: {x.dtype} is not floating point of 16 to 64 bits"
+                )
             if not -x.ndim <= self.dim < x.ndim or x.ndim < 2 or x.shape[self.dim] != size:
                 raise InputError(
                     f"features of parent {parent}: shape {list(x.shape)} has not {size} features "
                     f"in dimension {self.dim}"
                 )
-            views.append(x.detach().movedim(self.dim, -1))
-            first = views[0]
-            if views[-1].shape[:-1] != first.shape[:-1] or x.device != first.device:
+            dim = self.dim % x.ndim
+            found = x.shape[:dim] + x.shape[dim + 1 :]
+            positions = positions if parent else found
+            if found != positions or x.device != first.device:
                 raise InputError(
-                    f"features of parent {parent}: {list(views[-1].shape[:-1])} positions on "
-                    f"{x.device}, but parent 0 has {list(first.shape[:-1])} on {first.device}"
+                    f"features of parent {parent}: {list(found)} positions on {x.device}, but "
+                    f"parent 0 has {list(positions)} on {first.device}"
                 )
         if mask is None:
-            return views, None
-        shape = views[0].shape[:-1]
-        try:
-            expanded = mask.expand(shape)
-        except RuntimeError:
-            expanded = None
-        if expanded is None or mask.dtype != torch.bool:
+            return None
+        fits = mask.ndim <= len(positions) and all(
+            m in (1, p) for m, p in zip(reversed(mask.shape), reversed(positions), strict=False)
+        )
+        if not fits or mask.dtype != torch.bool:
             raise InputError(
                 f"mask: {mask.dtype} {list(mask.shape)} is not bool and broadcastable to "
-                f"{list(shape)}"
+                f"{list(positions)}"
             )
-        return views, expanded.to(views[0].device)
+        return mask.to(first.device).expand(positions)
 
 
-def _parts(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:
-    """Index ranges that cover ``shape`` with at most CHUNK positions each."""
-    if math.prod(shape) == 0:
-        return
-    inner = math.prod(shape[1:])
-    step = max(1, CHUNK // inner)
-    for begin in range(0, shape[0], step):
-        part = slice(begin, begin + step)
-        if inner <= CHUNK:
-            yield (part, *(slice(None) for _ in shape[1:]))
-        else:
-            yield from ((part, *rest) for rest in _parts(shape[1:]))
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 
-def _select(view: Tensor, part: tuple[slice, ...], mask: Tensor | None) -> Tensor:
-    """The counted positions of one part: [samples, d], or [..., d] without a mask."""
-    return view[part] if mask is None else view[part][mask[part]]
+def _normalised(
+    covariance: Tensor, left: Tensor, right: Tensor, dead_left: Tensor, dead_right: Tensor
+) -> Tensor:
+    """Divided in place by ``max(std_i * std_j, 1e-7)``, 0 for dead features."""
+    for row, std in zip(covariance.split(512), left.split(512), strict=True):
+        row /= torch.outer(std, right).clamp_(min=1e-7)
+    covariance[dead_left] = 0.0
+    covariance[:, dead_right] = 0.0
+    return covariance.clamp_(-1.0, 1.0)
 
 
-def _sum_rows(chunk: Tensor) -> Tensor:
-    """[samples, O] -> [O] float64. Short runs in the dtype given: converting each entry is slow."""
-    runs = len(chunk) // 64
-    total = chunk[: runs * 64].view(runs, 64, chunk.shape[1]).sum(1).double().sum(0)
-    return total + chunk[runs * 64 :].double().sum(0)
+def _update(
+    count: Tensor,
+    rows: Tensor,
+    product: Tensor,
+    features: list[Tensor],
+    dim: int,
+    mask: Tensor | None,
+    within: bool,
+    backend: str,
+) -> None:
+    device = features[0].device
+    name = choose("moments", backend, available(device, *backends(device)))
+    batch = ACCUMULATORS[name](Samples(features, dim, mask))
+    state = State(count, rows)
+    found = batch.sums(state)
+    if found is not None:
+        if found.unfit >= 0:
+            raise InputError(
+                f"features of parent {found.unfit}: NaN or infinite values, "
+                "only finite ones are allowed"
+            )
+        if found.count == 0:
+            return
+        before = int(count)
+        shift = centre(state, found, {x.dtype for x in features})
+        if before and bool(shift.any()):
+            kept = blocks(product, [x.shape[dim] for x in features], within)
+            shift_products(kept, before, state.sums[0], shift)
+            shift_sums(before, state.sums, shift)
+        state.sums.add_(found.values)
+        count += found.count
+    batch.add(rows, product, within)
 
 
-def _count(view: Tensor) -> int:
-    return math.prod(view.shape[:-1])
+def _update_fake(*_: object) -> None:
+    return None
 
 
-def _check_finite(parent: int, piece: Tensor) -> None:
-    if piece.numel() == 0:
-        return
-    low, high = piece.aminmax()
-    if not bool(torch.isfinite(low) & torch.isfinite(high)):
-        raise InputError(
-            f"features of parent {parent}: NaN or infinite values, only finite ones are allowed"
-        )
+_moments_update = register(
+    "moments_update(Tensor(a!) count, Tensor(b!) rows, Tensor(c!) product, Tensor[] features, "
+    "int dim, Tensor? mask, bool within, str backend) -> ()",
+    _update,
+    _update_fake,
+)

@@ -31,13 +31,25 @@ class Operand:
     sample_stride: int | None
     feature_stride: int | None
 
+    def rows(self, begin: int, end: int) -> Operand:
+        """The samples [begin, end) alone."""
+        stride = self.sample_stride if begin == 0 else None
+        samples = self.samples[begin:end]
+        return Operand(self.tensor, samples, self.features, stride, self.feature_stride)
+
     def dense(self) -> Tensor:
-        """The matrix itself, [n, d], gathered: for tests and small problems."""
+        """The matrix itself, [n, d], gathered."""
         last = 1 + sum(
             (n - 1) * s for n, s in zip(self.tensor.shape, self.tensor.stride(), strict=True)
         )
         flat = self.tensor.as_strided((max(last, 0) if self.tensor.numel() else 0,), (1,))
         return flat[self.samples[:, None] + self.features[None, :]]
+
+
+def constant(value: Tensor, samples: int) -> Operand:
+    """One feature that has the same value [1] in every sample."""
+    at = torch.zeros(samples, dtype=torch.int64, device=value.device)
+    return Operand(value, at, at.new_zeros(1), 0, 1)
 
 
 def columns_last(view: Tensor, mask: Tensor | None = None) -> Operand:
@@ -54,6 +66,13 @@ def columns_last(view: Tensor, mask: Tensor | None = None) -> Operand:
     if mask is not None:
         samples = samples[mask.reshape(-1)]
     return Operand(view, samples, features, None, step)
+
+
+def selected(matrix: Tensor, rows: Tensor) -> Operand:
+    """The given rows [n] of a matrix [m, d]."""
+    width, (row, step) = matrix.shape[1], matrix.stride()
+    features = torch.arange(width, device=matrix.device) * step
+    return Operand(matrix, rows.to(matrix.device) * row, features, None, step)
 
 
 def patches(

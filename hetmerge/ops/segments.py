@@ -10,6 +10,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hetmerge.errors import InputError
+from hetmerge.ops.library import register
 
 
 def align_depth(
@@ -43,10 +44,19 @@ def align_depth(
         raise InputError(f"objective: {objective!r} is not one of segment, layer")
     if anchor not in ("end", "start"):
         raise InputError(f"anchor: {anchor!r} is not one of end, start")
-    table = _check(similarity)
-    if objective == "layer":
-        return _every_layer(table)
-    return _last_layer(table) if anchor == "end" else _first_layer(table)
+    if not isinstance(similarity, Tensor):
+        similarity = torch.from_numpy(np.array(similarity, np.float64))
+    if similarity.ndim != 2 or similarity.numel() == 0:
+        raise InputError(
+            f"similarity: shape {list(similarity.shape)}, allowed is [deep, shallow], not empty"
+        )
+    if similarity.shape[0] < similarity.shape[1]:
+        raise InputError(
+            f"similarity: shape {list(similarity.shape)} has more shallow layers (columns) than "
+            "deep ones (rows), allowed are as many or fewer; swap the models"
+        )
+    starts: list[int] = _op(similarity.detach(), objective, anchor).tolist()
+    return starts
 
 
 def fixed_depth(deep: int, shallow: int, kind: str) -> list[int]:
@@ -71,22 +81,23 @@ def fixed_depth(deep: int, shallow: int, kind: str) -> list[int]:
     raise InputError(f"kind: {kind!r} is not one of uniform, head, tail")
 
 
-def _check(similarity: Tensor | NDArray[Any]) -> NDArray[np.float64]:
-    if isinstance(similarity, Tensor):
-        similarity = similarity.detach().cpu().to(torch.float64).numpy()
-    table = np.asarray(similarity, np.float64)
-    if table.ndim != 2 or table.size == 0:
-        raise InputError(
-            f"similarity: shape {list(table.shape)}, allowed is [deep, shallow], not empty"
-        )
-    if table.shape[0] < table.shape[1]:
-        raise InputError(
-            f"similarity: shape {list(table.shape)} has more shallow layers (columns) than deep "
-            "ones (rows), allowed are as many or fewer; swap the models"
-        )
+def _run(similarity: Tensor, objective: str, anchor: str) -> Tensor:
+    """[shallow] int64, on the device of the similarity."""
+    table: NDArray[np.float64] = similarity.cpu().to(torch.float64).numpy()
     if not np.isfinite(table).all():
         raise InputError("similarity: has NaN or infinite entries, only finite ones are allowed")
-    return table
+    if objective == "layer":
+        starts = _every_layer(table)
+    else:
+        starts = _last_layer(table) if anchor == "end" else _first_layer(table)
+    return torch.tensor(starts, device=similarity.device)
+
+
+def _fake(similarity: Tensor, objective: str, anchor: str) -> Tensor:
+    return similarity.new_empty(similarity.shape[1], dtype=torch.int64)
+
+
+_op = register("align_depth(Tensor similarity, str objective, str anchor) -> Tensor", _run, _fake)
 
 
 def _every_layer(table: NDArray[np.float64]) -> list[int]:

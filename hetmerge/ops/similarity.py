@@ -8,9 +8,15 @@ import torch
 from torch import Tensor
 
 from hetmerge.errors import InputError
-from hetmerge.ops.backend import choose
+from hetmerge.ops.backend import available, choose
+from hetmerge.ops.library import register
+from hetmerge.ops.native import threads, view
 
-CHUNK = 1 << 22  # feature entries converted to float64 at a time
+BLOCK = 2048  # features summed at a time, in the features' own precision
+PANEL = 64  # samples from which half a Gram matrix is cheaper than all of it
+# Squared lengths of float32 features that neither overflow nor lose their products to zero.
+SMALLEST, LARGEST = 1e-20, 1e37
+NARROW = (torch.float32, torch.float16, torch.bfloat16)  # what native code multiplies
 
 
 def cka(
@@ -22,7 +28,8 @@ def cka(
 
     Args:
         features_a, features_b: per layer [batch, ...], floating point, finite, batch >= 4.
-        backend: "auto", "torch" or "reference" (one pair at a time).
+        backend: "auto", "native" (on the CPU), "triton", "torch" or "reference" (one pair at a
+            time).
 
     Returns:
         [La, Lb] float64 in [-1, 1], exactly 1 for equal features, 0 where a layer is constant.
@@ -32,26 +39,26 @@ def cka(
         InputError: as :meth:`CKA.update`.
         BackendError: the backend cannot run.
     """
-    name = choose("cka", backend, {"torch": None, "reference": None})
-    _check(features_a, features_b)
-    if name == "reference":
-        from hetmerge.reference.similarity import cka as reference
-
-        for side, features in (("features_a", features_a), ("features_b", features_b)):
-            for k, layer in enumerate(features):
-                _check_finite(layer, side, k)
-        return reference([features_a], [features_b])
-    return CKA().update(features_a, features_b).value()
+    return CKA(backend).update(features_a, features_b).value()
 
 
 class CKA:
     """Minibatch CKA: HSIC is averaged over the batches before the ratio is taken.
 
-    arXiv 2010.15327 eq 3 with the unbiased HSIC estimator, in float64. One Gram matrix per layer;
-    all pairs are one matrix product. Accumulators of disjoint batches add up by :meth:`merge`.
+    arXiv 2010.15327 eq 3 with the unbiased HSIC estimator. One Gram matrix per layer; all pairs are
+    one matrix product. Accumulators of disjoint batches add up by :meth:`merge`.
+
+    Gram matrices are products of the distances to the first sample: in float64 for float64
+    features, else in float32 over at most 2048 features at a time, whose sums are added up in
+    float64.
+    Everything after them is float64.
+
+    Args:
+        backend: as in :func:`cka`.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, backend: str = "auto") -> None:
+        self.backend = backend
         self.batches = 0
         self._cross = torch.zeros(0, 0, dtype=torch.float64)  # [La, Lb] sums of HSIC
         self._self_a = torch.zeros(0, dtype=torch.float64)  # [La]
@@ -63,22 +70,11 @@ class CKA:
         Raises:
             InputError: no layers, not floating point, not finite, fewer than 4 samples, or sample,
                 layer counts or devices that differ.
+            BackendError: the backend cannot run.
         """
         _check(features_a, features_b)
-        grams_a = _centred_grams(features_a, "features_a")
-        same = len(features_a) == len(features_b) and all(
-            a is b for a, b in zip(features_a, features_b, strict=True)
-        )
-        grams_b = grams_a if same else _centred_grams(features_b, "features_b")
-        n = len(features_a[0])
-        cross = grams_a @ grams_b.T / (n * (n - 3))
-        self_a = (grams_a * grams_a).sum(1) / (n * (n - 3))
-        self_b = (grams_b * grams_b).sum(1) / (n * (n - 3))
-        # A product need not round like the sums above; equal layers must come out as exactly 1.
-        near = cross >= (1 - 1e-9) * torch.maximum(self_a[:, None], self_b)
-        for i, j in near.nonzero().tolist():
-            if torch.equal(grams_a[i], grams_b[j]):
-                cross[i, j] = self_a[i] = self_b[j]
+        detached = [[x.detach() for x in features] for features in (features_a, features_b)]
+        cross, self_a, self_b = _op(*detached, self.backend)
         self._add(cross, self_a, self_b, 1)
         return self
 
@@ -137,32 +133,127 @@ def _check(features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> None:
                 )
 
 
+def _run(
+    features_a: Sequence[Tensor], features_b: Sequence[Tensor], backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    """HSIC of all pairs [La, Lb], and of each layer with itself [La], [Lb], all float64."""
+    device = features_a[0].device
+    found = available(device, "native", "triton", "torch", "reference")
+    name = choose("cka", backend, found)
+    if name == "native" and device.type != "cpu":
+        parts = [[x.cpu() for x in features] for features in (features_a, features_b)]
+        cross, self_a, self_b = _run(parts[0], parts[1], name)
+        return cross.to(device), self_a.to(device), self_b.to(device)
+    if name == "reference":
+        from hetmerge.reference.similarity import hsic_tables
+
+        for side, features in (("features_a", features_a), ("features_b", features_b)):
+            for k, layer in enumerate(features):
+                _check_finite(layer, side, k)
+        return hsic_tables(features_a, features_b)
+    grams_a = _centred_grams(features_a, "features_a", name)
+    same = len(features_a) == len(features_b) and all(
+        a.data_ptr() == b.data_ptr()
+        and a.shape == b.shape
+        and a.stride() == b.stride()
+        and a.dtype == b.dtype
+        for a, b in zip(features_a, features_b, strict=True)
+    )
+    grams_b = grams_a if same else _centred_grams(features_b, "features_b", name)
+    n = len(features_a[0])
+    cross = grams_a @ grams_b.T
+    self_a = torch.stack([gram.dot(gram) for gram in grams_a])
+    self_b = self_a.clone() if same else torch.stack([gram.dot(gram) for gram in grams_b])
+    # A product need not round like the sums above; equal layers must come out as exactly 1.
+    near = cross >= (1 - 1e-9) * torch.maximum(self_a[:, None], self_b)
+    for i, j in near.nonzero().tolist():
+        if torch.equal(grams_a[i], grams_b[j]):
+            cross[i, j] = self_a[i] = self_b[j]
+    scale = n * (n - 3)
+    return cross / scale, self_a / scale, self_b / scale
+
+
+def _fake(
+    features_a: Sequence[Tensor], features_b: Sequence[Tensor], backend: str
+) -> tuple[Tensor, Tensor, Tensor]:
+    a, b = len(features_a), len(features_b)
+    like = features_a[0]
+    shapes = ((a, b), (a,), (b,))
+    cross, self_a, self_b = (like.new_empty(shape, dtype=torch.float64) for shape in shapes)
+    return cross, self_a, self_b
+
+
+_op = register("cka(Tensor[] a, Tensor[] b, str backend) -> (Tensor, Tensor, Tensor)", _run, _fake)
+
+
 def _check_finite(values: Tensor, name: str, layer: int) -> None:
     if not bool(torch.isfinite(values).all()):
         raise InputError(f"{name}[{layer}]: NaN or infinite entries, only finite ones are allowed")
 
 
-def _centred_grams(features: Sequence[Tensor], name: str) -> Tensor:
-    """[layers, n * n] float64: flattened Gram matrices whose scalar products are n (n - 3) HSIC.
-
-    U-centring (zero diagonal, then row and column means removed without it) turns the three terms
-    of the estimator into one scalar product.
-    """
+def _centred_grams(features: Sequence[Tensor], name: str, backend: str) -> Tensor:
+    """[layers, n * n] float64: flattened Gram matrices whose scalar products are n (n - 3) HSIC."""
     n = len(features[0])
     grams = features[0].new_zeros((len(features), n, n), dtype=torch.float64)
-    for k, layer in enumerate(features):
-        flat = layer.detach().flatten(1)
-        step = max(1, CHUNK // n)
-        for begin in range(0, flat.shape[1], step):
-            part = flat[:, begin : begin + step].to(torch.float64)
-            # HSIC does not see a shift of all samples; without it large means would swamp the
-            # products, and relative to the first sample constant features are exactly 0.
-            part = part - part[0]
-            grams[k].addmm_(part, part.T)
-        _check_finite(grams[k], name, k)
-    grams.diagonal(dim1=1, dim2=2).zero_()
-    mean = grams.sum(2) / (n - 2)
-    grand = mean.sum(1) / (n - 1)
-    grams -= mean[:, :, None] + mean[:, None, :] - grand[:, None, None]
-    grams.diagonal(dim1=1, dim2=2).zero_()
+    flat = [layer.flatten(1) for layer in features]
+    narrow = [k for k, layer in enumerate(flat) if layer.dtype != torch.float64]
+    centred: list[int] = []
+    if backend == "native":
+        centred = _native(grams, flat)
+    elif backend == "triton" and narrow:
+        from hetmerge.kernels.similarity import launch_grams
+
+        grams[narrow] = launch_grams([flat[k] for k in narrow]).double()
+    else:
+        for k in narrow:
+            _add_gram(grams[k], flat[k], torch.float32)
+    for k, (gram, layer) in enumerate(zip(grams, flat, strict=True)):
+        if k in centred:
+            continue
+        if k not in narrow or not SMALLEST <= float(gram.diagonal().max()) <= LARGEST:
+            _add_gram(gram.zero_(), layer, torch.float64)
+        _check_finite(gram.diagonal(), name, k)
+        _centre(gram)
     return grams.flatten(1)
+
+
+def _native(grams: Tensor, flat: Sequence[Tensor]) -> list[int]:
+    """Fill the centred Gram matrices of all layers that float32 can hold; which ones those are."""
+    from hetmerge import _native
+
+    held = [k for k, layer in enumerate(flat) if layer.dtype in NARROW]
+    layers = [flat[k] if flat[k].stride(1) == 1 else flat[k].contiguous() for k in held]
+    targets = [view(grams[k]) for k in held]
+    longest = _native.centred_grams([view(layer) for layer in layers], targets, threads())
+    return [k for k, most in zip(held, longest, strict=True) if SMALLEST <= most <= LARGEST]
+
+
+def _add_gram(gram: Tensor, layer: Tensor, dtype: torch.dtype) -> None:
+    """Add X X^T for X = layer [n, d] minus its first sample.
+
+    HSIC does not see a shift of all samples; without it large means would swamp the products, and
+    relative to the first sample constant features are exactly 0.
+    """
+    n = len(layer)
+    half = n // 2 if n >= PANEL else 0
+    for begin in range(0, layer.shape[1], BLOCK):
+        part = layer[:, begin : begin + BLOCK].to(dtype)
+        part = part - part[0]
+        gram[half:] += part[half:] @ part.T
+        if half:
+            gram[:half, :half] += part[:half] @ part[:half].T
+    gram[:half, half:] = gram[half:, :half].T
+
+
+def _centre(gram: Tensor) -> None:
+    """U-centring: zero diagonal, then row and column means removed without it.
+
+    It turns the three terms of the unbiased estimator into one scalar product.
+    """
+    n = len(gram)
+    gram.fill_diagonal_(0.0)
+    mean = gram.sum(1) / (n - 2)
+    mean -= mean.sum() / (2 * (n - 1))
+    gram -= mean[:, None]
+    gram -= mean
+    gram.fill_diagonal_(0.0)

@@ -21,23 +21,27 @@ def hsic(
     return value / (n * (n - 3))
 
 
+def hsic_tables(
+    layers_a: Sequence[Tensor],  # per layer [n, ...]
+    layers_b: Sequence[Tensor],
+) -> tuple[Tensor, Tensor, Tensor]:  # [La, Lb], [La], [Lb] float64
+    """HSIC of every pair of layers, and of every layer with itself."""
+    grams_a, grams_b = [_gram(layer) for layer in layers_a], [_gram(layer) for layer in layers_b]
+    cross = torch.stack([torch.stack([hsic(a, b) for b in grams_b]) for a in grams_a])
+    self_a = torch.stack([hsic(a, a) for a in grams_a])
+    self_b = torch.stack([hsic(b, b) for b in grams_b])
+    return cross, self_a, self_b
+
+
 def cka(
     batches_a: Sequence[Sequence[Tensor]],  # per batch, per layer [n, ...]
     batches_b: Sequence[Sequence[Tensor]],
 ) -> Tensor:  # [La, Lb] float64
-    """Linear CKA: HSIC averaged over the batches, then the ratio; 0 where a layer is constant."""
-    grams_a = [[_gram(layer) for layer in batch] for batch in batches_a]
-    grams_b = [[_gram(layer) for layer in batch] for batch in batches_b]
-    result = torch.zeros(len(grams_a[0]), len(grams_b[0]), dtype=torch.float64)
-    for i in range(len(result)):
-        for j in range(len(result[0])):
-            pairs = [(a[i], b[j]) for a, b in zip(grams_a, grams_b, strict=True)]
-            cross = sum(float(hsic(a, b)) for a, b in pairs)
-            self_a = sum(float(hsic(a, a)) for a, _ in pairs)
-            self_b = sum(float(hsic(b, b)) for _, b in pairs)
-            if self_a > 0 and self_b > 0:
-                result[i, j] = cross / (self_a * self_b) ** 0.5
-    return result
+    """Linear CKA: HSIC summed over the batches, then the ratio; 0 where a layer is constant."""
+    tables = [hsic_tables(a, b) for a, b in zip(batches_a, batches_b, strict=True)]
+    cross, self_a, self_b = (sum(table[1:], table[0]) for table in zip(*tables, strict=True))
+    scale = self_a.clamp(min=0)[:, None] * self_b.clamp(min=0)[None, :]
+    return torch.where(scale > 0, cross / scale.sqrt(), 0.0)
 
 
 def _gram(layer: Tensor) -> Tensor:

@@ -64,6 +64,22 @@ def test_constant_features_count_as_alike() -> None:
     assert abs(table[0, 4]) < 0.5
 
 
+def test_moments_between_parents_are_enough_to_permute() -> None:
+    generator = torch.Generator().manual_seed(0)
+    common = torch.randn(200, 12, generator=generator, dtype=torch.float64)
+    orders = [torch.randperm(12, generator=generator)[:n] for n in (12, 10, 9)]
+    features = [(common + 0.1 * torch.randn_like(common))[:, order] for order in orders]
+    features[0][:, 3] = features[1][:, 2] = 7.0
+    features[2][:, 5] *= 1e-6  # quiet features count in full
+    sizes = [12, 10, 9]
+    whole = similarity_of(Moments(sizes).update(*features))
+    across = similarity_of(Moments(sizes, within=False).update(*features))
+    parent = torch.repeat_interleave(torch.arange(3), torch.tensor(sizes))
+    same = parent[:, None] == parent
+    torch.testing.assert_close(across, whole.masked_fill(same, 0.0), rtol=1e-9, atol=1e-9)
+    assert torch.equal(permute_labels(across, sizes, 14), permute_labels(whole, sizes, 14))
+
+
 def test_nested_axes_are_recovered() -> None:
     """Three groups of four features, both orders shuffled."""
     generator = torch.Generator().manual_seed(1)

@@ -9,6 +9,7 @@ from torch import Tensor
 
 from hetmerge.layers import Layer
 from hetmerge.leastsquares import Normal, inputs_of, pick, sample_positions
+from hetmerge.ops.operand import columns_last
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
 CASES = [
@@ -37,6 +38,7 @@ def test_patches_times_weights_are_the_convolution(case, share: float) -> None: 
     count = int(torch.tensor(y.shape[2:]).prod())
     positions = torch.randperm(count)[: max(1, int(count * share))].sort().values
     rows = inputs_of(layer(rank, stride, padding, dilation, groups), x, w, positions, y.shape[2:])
+    rows = torch.stack([operand.dense() for operand in rows], 1)
     weights = w.reshape(groups, width_out // groups, -1)
     found = torch.einsum("ngp,gop->ngo", rows, weights).reshape(len(rows), -1)
     torch.testing.assert_close(found, pick(y, positions, rank))
@@ -48,7 +50,7 @@ def test_strided_inputs_are_read_right() -> None:
     y = F.conv2d(x, w, padding=1)
     spec = layer(2, (1, 1), (1, 1), (1, 1))
     rows = inputs_of(spec, x, w, torch.arange(64), y.shape[2:])
-    torch.testing.assert_close(rows[:, 0] @ w.flatten(1).T, pick(y, torch.arange(64), 2))
+    torch.testing.assert_close(rows[0].dense() @ w.flatten(1).T, pick(y, torch.arange(64), 2))
 
 
 def ridge(x: Tensor, t: Tensor, prior: Tensor, strength: float) -> Tensor:
@@ -67,7 +69,7 @@ def test_solution_is_the_ridge_minimum(strength: float) -> None:
     prior = torch.randn(7, 3, dtype=torch.float64)
     normal = Normal()
     for part in torch.arange(200).split(64):
-        normal.add(x[part][:, None], t[part][:, None])
+        normal.add([[columns_last(x[part])]], t[part])
     found = normal.solve(prior[None], strength, bias=True)[0]
     torch.testing.assert_close(found, ridge(x, t, prior, strength), rtol=1e-6, atol=1e-8)
 
@@ -77,7 +79,7 @@ def test_nothing_to_learn_leaves_the_prior() -> None:
     x[:, :, 2] = 0  # a dead input must not move its weight
     prior = torch.randn(1, 6, 4, dtype=torch.float64)
     normal = Normal()
-    normal.add(x, torch.einsum("ngp,gpo->ngo", x, prior))
+    normal.add([[columns_last(x[:, 0])]], torch.einsum("ngp,gpo->no", x, prior))
     torch.testing.assert_close(normal.solve(prior, 1e-2, bias=False), prior, rtol=1e-12, atol=1e-12)
 
 
@@ -87,7 +89,7 @@ def test_explained_variance() -> None:
     exact = torch.randn(1, 5, 2, dtype=torch.float64)
     t = x[:, 0] @ exact[0]
     normal = Normal()
-    normal.add(x, t[:, None])
+    normal.add([[columns_last(x[:, 0])]], t)
     assert normal.explained(exact) == pytest.approx(1, abs=1e-10)
     mean_only = torch.zeros_like(exact)
     mean_only[0, -1] = t.mean(0)

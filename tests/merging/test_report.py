@@ -98,3 +98,21 @@ def test_evaluation_that_fails_says_for_whom(result: hm.MergeResult, make) -> No
     with pytest.raises(InputError, match="evaluate: returned str for parent 0"):
         result.compare(parents, lambda model: "good")  # type: ignore[arg-type, return-value]
     assert result.report.scores == {}
+
+
+def test_parents_with_nothing_in_common_are_no_better_than_chance(make, images) -> None:
+    same = hm.plan([make(ResNet, [2, 1], 8)] * 2, images, progress=False)
+    other = hm.plan(
+        [make(ResNet, [2, 1], 8), make(ResNet, [2, 1], 8, seed=1)], images, progress=False
+    )
+    for plan in (same, other):
+        for space in plan.spaces:
+            if space.agreement is not None and sum(space.agreement.across):
+                assert space.agreement.chance is not None
+                assert space.agreement.chance < 0.9
+    means = [
+        [s.agreement.mean for s in plan.spaces if s.agreement and s.agreement.mean is not None]
+        for plan in (same, other)
+    ]
+    assert min(means[0]) > 0.999
+    assert max(means[1]) < 0.999

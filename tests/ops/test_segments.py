@@ -102,3 +102,14 @@ def test_rejects(arguments: tuple[Any, ...], message: str) -> None:
 def test_fixed_rejects(deep: int, shallow: int, kind: str) -> None:
     with pytest.raises(InputError):
         fixed_depth(deep, shallow, kind)
+
+
+@pytest.mark.parametrize(("objective", "anchor"), MODES)
+def test_registered_with_torch(objective: str, anchor: str) -> None:
+    table = torch.rand(6, 3, generator=torch.Generator().manual_seed(0)).bfloat16()
+    operator = torch.ops.hetmerge.align_depth.default
+    torch.library.opcheck(operator, (table, objective, anchor))
+    compiled = torch.compile(
+        lambda x: operator(2 * x, objective, anchor), fullgraph=True, backend="aot_eager"
+    )
+    assert compiled(table).tolist() == align_depth(2 * table, objective, anchor)

@@ -12,6 +12,34 @@ from hetmerge.ops import CKA, cka
 from hetmerge.reference import similarity as reference
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=100)
+UNIT = 2.0**-24  # one rounding of float32
+
+
+def uncertainty(layer: Tensor) -> float:
+    """How far rounding in float32 can move a layer's centred Gram matrix, relative to its length.
+
+    Each entry is a sum of d products of differences: at most (d + 3) roundings, relative to the sum
+    of magnitudes, of which blocks of 2048 features bound d. Centring is an orthogonal projection
+    and makes no error longer.
+    """
+    x = layer.flatten(1).double()
+    x = x - x[0]
+    n, gram = len(x), x @ x.T
+    gram.fill_diagonal_(0)
+    mean = gram.sum(1) / (n - 2)
+    centred = gram - mean - mean[:, None] + mean.sum() / (n - 1)
+    centred.fill_diagonal_(0)
+    roundings = min(x.shape[1], 2048) + 3
+    moved = roundings * UNIT * torch.linalg.norm(x.abs() @ x.abs().T)
+    return float(moved / torch.linalg.norm(centred).clamp(min=1e-300))
+
+
+def bounds(features_a: list[Tensor], features_b: list[Tensor]) -> Tensor:
+    """[La, Lb] what the cosine of two centred Gram matrices can be wrong by, to first order."""
+    a, b = (
+        torch.tensor([uncertainty(x) for x in features]) for features in (features_a, features_b)
+    )
+    return 2 * (a[:, None] + b)
 
 
 def layers(seed: int, samples: int, widths: list[int], scale: float = 1.0) -> list[Tensor]:
@@ -38,9 +66,56 @@ def test_equals_the_pairwise_form(
     data_b = [layers(seed - k, n, widths_b) for k, n in enumerate(batches)]
     accumulator = CKA()
     for a, b in zip(data_a, data_b, strict=True):
-        accumulator.update(a, b)
+        accumulator.update([x.double() for x in a], [x.double() for x in b])
     expected = reference.cka(data_a, data_b).clamp(-1, 1)
     torch.testing.assert_close(accumulator.value(), expected, rtol=1e-7, atol=1e-9)
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@FIXED
+@given(
+    seed=st.integers(0, 2**31),
+    samples=st.sampled_from([4, 5, 12, 64, 67]),
+    widths=st.lists(st.sampled_from([1, 7, 130, 2100]), min_size=1, max_size=3),
+    scale=st.sampled_from([1e-15, 1e-5, 1.0, 1e6, 1e19]),
+    offset=st.sampled_from([0.0, 1.0, 1e3]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float16]),
+)
+def test_narrow_features_are_within_the_bound(
+    backend: str,
+    seed: int,
+    samples: int,
+    widths: list[int],
+    scale: float,
+    offset: float,
+    dtype: torch.dtype,
+) -> None:
+    a = [(scale * (x + offset)).to(dtype) for x in layers(seed, samples, widths)]
+    b = layers(seed + 1, samples, [5, 40])
+    if not all(bool(x.isfinite().all()) for x in a):
+        return  # float16 ends at 65504
+    error = (cka(a, b, backend) - reference.cka([a], [b]).clamp(-1, 1)).abs()
+    assert (error <= bounds(a, b)).all()
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_narrow_features_at_usual_sizes(dtype: torch.dtype, backend: str) -> None:
+    """The bound is for the worst case; roundings of many entries cancel down to this."""
+    features = [x.to(dtype) for x in layers(0, 256, [2048, 5000, 1000])]
+    expected = reference.cka([features], [features])
+    found = cka(features, features, backend)
+    torch.testing.assert_close(found, expected, rtol=0, atol=1e-6)
+    assert found.diagonal().tolist() == [1.0] * 3
+
+
+@pytest.mark.parametrize("backend", ["native", "torch"])
+@pytest.mark.parametrize("magnitude", [1e-30, 1e30])
+def test_squares_that_float32_cannot_hold(magnitude: float, backend: str) -> None:
+    a, b = layers(0, 8, [5, 30]), [x.double() for x in layers(1, 8, [4])]
+    scaled = [x * magnitude for x in a]
+    expected = reference.cka([scaled], [b])
+    torch.testing.assert_close(cka(scaled, b, backend), expected, rtol=1e-9, atol=1e-10)
 
 
 def test_estimator_by_its_definition() -> None:
@@ -87,7 +162,9 @@ def test_large_means_do_not_hurt(offset: float) -> None:
     shifted = x + offset  # rounded to float32, so compare with exactly that
     centred = shifted.double() - shifted.double().mean(0)
     expected = reference.cka([[centred]], [[y]])
-    torch.testing.assert_close(cka([shifted], [y]), expected, rtol=1e-9, atol=1e-10)
+    exact = cka([shifted.double()], [y.double()])
+    torch.testing.assert_close(exact, expected, rtol=1e-9, atol=1e-10)
+    assert abs(float(cka([shifted], [y]) - expected)) <= float(bounds([shifted], [y]))
 
 
 def test_constant_features_are_zero_not_nan() -> None:
@@ -104,8 +181,11 @@ def test_feature_maps_are_flattened_and_chunked(monkeypatch: pytest.MonkeyPatch)
     x = torch.randn(8, 3, 4, 4, generator=torch.Generator().manual_seed(7)).transpose(2, 3)
     (y,) = layers(8, 8, [6])
     expected = cka([x.flatten(1)], [y])
-    monkeypatch.setitem(CKA.update.__globals__["_centred_grams"].__globals__, "CHUNK", 64)
-    torch.testing.assert_close(cka([x], [y]), expected, rtol=1e-12, atol=1e-12)
+    monkeypatch.setitem(CKA.update.__globals__, "BLOCK", 7)
+    for backend in ("native", "torch"):
+        assert abs(float(cka([x], [y], backend) - expected)) <= float(bounds([x], [y]))
+    chunked = cka([x.double()], [y.double()])
+    torch.testing.assert_close(chunked, reference.cka([[x]], [[y]]), rtol=1e-12, atol=1e-12)
     torch.testing.assert_close(cka([x.bfloat16()], [y]), expected, rtol=0.05, atol=0.01)
 
 
@@ -132,6 +212,36 @@ def test_merge_adds_batches() -> None:
     torch.testing.assert_close(left.value(), left.merge(CKA()).value(), rtol=0, atol=0)
 
 
+def test_same_bytes_every_time() -> None:
+    features = layers(12, 70, [600, 31, 5, 1])
+    found = {}
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        found[threads] = cka(features, features[:2], "native")
+        assert torch.equal(found[threads], cka(features, features[:2], "native"))
+        # The Gram matrices are the same; torch's product of them may split its sums differently.
+        torch.testing.assert_close(found[threads], found[1], rtol=1e-12, atol=1e-13)
+    torch.set_num_threads(1)
+    a, b = layers(13, 70, [3000, 20]), layers(14, 70, [50])
+    assert torch.equal(cka(a, b), cka([x.clone() for x in a], b))
+    assert torch.equal(CKA().update(a, b).value(), cka(a, b))
+
+
+@pytest.mark.parametrize("backend", ["native", "torch", "reference"])
+def test_registered_with_torch(backend: str) -> None:
+    a, b = layers(15, 6, [3, 4]), [x.double() for x in layers(16, 6, [5])]
+    torch.library.opcheck(torch.ops.hetmerge.cka.default, (a, b, backend))
+
+
+def test_compiles_without_graph_breaks() -> None:
+    def scores(one: Tensor, two: Tensor) -> Tensor:
+        return cka([one, one * one], [two]) + 1
+
+    (one,), (two,) = layers(17, 6, [3]), layers(18, 6, [4])
+    compiled = torch.compile(scores, fullgraph=True, backend="aot_eager")
+    assert torch.equal(compiled(one, two), scores(one, two))
+
+
 def test_rejects() -> None:
     four = torch.randn(4, 3, generator=torch.Generator().manual_seed(0))
     nan = torch.full((4, 3), float("nan"))
@@ -143,12 +253,12 @@ def test_rejects() -> None:
         (([four, four.long()], [four]), r"features_a\[1\]: torch.int64"),
         (([four], [four, nan]), r"features_b\[1\]: NaN"),
     ]:
-        for backend in ("torch", "reference"):
+        for backend in ("native", "torch", "reference"):
             with pytest.raises(InputError, match=message):
                 cka(*arguments, backend=backend)
     with pytest.raises(InputError, match="no batch"):
         CKA().value()
     with pytest.raises(InputError, match=r"\[2, 1\] layers, but \[1, 1\]"):
         CKA().update([four], [four]).update([four, four], [four])
-    with pytest.raises(BackendError, match="cka has no 'native'"):
-        cka([four], [four], backend="native")
+    with pytest.raises(BackendError, match="cka has no 'cuda'"):
+        cka([four], [four], backend="cuda")
