@@ -1,64 +1,111 @@
 #include <stdexcept>
 
 #include "bind.h"
+#include "parallel.h"
 #include "zipping.h"
 
 namespace hetmerge {
 namespace {
 
-template <class T>
-using Matrix = py::array_t<T, py::array::c_style>;
-
-template <class T>
-Index order(const Matrix<T>& matrix) {
-    if (matrix.ndim() != 2 || matrix.shape(0) != matrix.shape(1))
-        throw std::invalid_argument("matrix: must be square");
-    return matrix.shape(0);
+// Calls body with a null pointer of the element type.
+template <class Body>
+auto with_type(DType dtype, const Body& body) {
+    if (dtype == DType::f32) return body(static_cast<float*>(nullptr));
+    if (dtype == DType::f64) return body(static_cast<double*>(nullptr));
+    throw std::invalid_argument("similarity: must be float32 or float64");
 }
 
-template <class T>
-py::tuple zip(const Matrix<T>& similarity, const std::vector<Index>& sizes,
-              const std::vector<Index>& budgets, Index width, double alpha, Index rescan_limit) {
-    const Index n = order(similarity);
-    Index units = 0;
-    for (Index d : sizes) units += d < 0 ? n + 1 : d;
-    if (units != n || budgets.size() != sizes.size() || width < 1)
-        throw std::invalid_argument("sizes, budgets or width do not fit the similarity");
-    const T* data = similarity.data();
-    ZipOutcome outcome;
-    {
-        py::gil_scoped_release release;
-        outcome =
-            hetmerge::zip<T>(data, sizes, budgets, width, static_cast<T>(alpha), rescan_limit);
+void check_square(const View& matrix) {
+    const bool square = matrix.dims() == 2 && matrix.shape[0] == matrix.shape[1];
+    if (!square ||
+        (matrix.count() > 1 && (matrix.strides[1] != 1 || matrix.strides[0] != matrix.shape[0])))
+        throw std::invalid_argument("similarity: must be square and contiguous");
+}
+
+struct Problem {
+    View matrix;
+    bool overwrite;
+    ZipSettings settings;
+
+    ZipOutcome solve() const {
+        return with_type(matrix.dtype, [&](auto* type) {
+            auto* data = matrix.data<std::remove_pointer_t<decltype(type)>>();
+            return zip(data, overwrite ? data : nullptr, settings);
+        });
     }
+};
+
+Problem to_problem(const View& matrix, const std::vector<Index>& sizes,
+                   const std::vector<Index>& budgets, Index width, double alpha, bool overwrite,
+                   int threads, Index rescan_limit) {
+    check_square(matrix);
+    Index units = 0;
+    for (Index d : sizes) units += d < 0 ? matrix.shape[0] + 1 : d;
+    if (units != matrix.shape[0] || budgets.size() != sizes.size() || width < 1)
+        throw std::invalid_argument("sizes, budgets or width do not fit the similarity");
+    return {matrix, overwrite, {sizes, budgets, width, alpha, rescan_limit, threads}};
+}
+
+py::tuple to_python(const ZipOutcome& outcome) {
     return py::make_tuple(to_array(outcome.labels), to_array(outcome.heights), outcome.relaxed,
                           outcome.rescans, outcome.chained);
 }
 
-template <class T>
-py::tuple check_symmetric(const Matrix<T>& matrix) {
-    const Index n = order(matrix);
-    const T* data = matrix.data();
-    MatrixCheck check{};
+// One problem per thread; a single one gets all threads.
+std::vector<py::tuple> zip_spaces(const std::vector<py::tuple>& matrices,
+                                  const std::vector<std::vector<Index>>& sizes,
+                                  const std::vector<std::vector<Index>>& budgets,
+                                  const std::vector<Index>& widths, double alpha, bool overwrite,
+                                  int threads, Index rescan_limit) {
+    const std::size_t count = matrices.size();
+    if (sizes.size() != count || budgets.size() != count || widths.size() != count)
+        throw std::invalid_argument("sizes, budgets and widths: one per similarity");
+    std::vector<Problem> problems;
+    for (std::size_t k = 0; k < count; ++k)
+        problems.push_back(to_problem(to_view(matrices[k]), sizes[k], budgets[k], widths[k], alpha,
+                                      overwrite, count == 1 ? threads : 1, rescan_limit));
+    std::vector<ZipOutcome> outcomes(count);
     {
         py::gil_scoped_release release;
-        check = hetmerge::check_symmetric(data, n);
+        parallel_for(static_cast<Index>(count), threads, [&](Index k) {
+            outcomes[static_cast<std::size_t>(k)] = problems[static_cast<std::size_t>(k)].solve();
+        });
     }
+    std::vector<py::tuple> results;
+    for (const ZipOutcome& outcome : outcomes) results.push_back(to_python(outcome));
+    return results;
+}
+
+py::tuple check_view(const py::tuple& given, int threads) {
+    const View matrix = to_view(given);
+    check_square(matrix);
+    py::gil_scoped_release release;
+    const MatrixCheck check = with_type(matrix.dtype, [&](auto* type) {
+        return check_symmetric(matrix.data<std::remove_pointer_t<decltype(type)>>(),
+                               matrix.shape[0], threads);
+    });
+    py::gil_scoped_acquire acquire;
     return py::make_tuple(check.peak, check.asymmetry);
 }
 
-template <class T>
-void register_for(py::module_& m) {
-    m.def("zip", &zip<T>, py::arg("similarity").noconvert(), py::arg("sizes"), py::arg("budgets"),
-          py::arg("width"), py::arg("alpha"), py::arg("rescan_limit") = -1);
-    m.def("check_symmetric", &check_symmetric<T>, py::arg("matrix").noconvert());
+void mirror_view(const py::tuple& given, int threads) {
+    const View matrix = to_view(given);
+    check_square(matrix);
+    py::gil_scoped_release release;
+    with_type(matrix.dtype, [&](auto* type) {
+        mirror_upper(matrix.data<std::remove_pointer_t<decltype(type)>>(), matrix.shape[0],
+                     threads);
+    });
 }
 
 }  // namespace
 
 void register_zipping(py::module_& m) {
-    register_for<float>(m);
-    register_for<double>(m);
+    m.def("zip", &zip_spaces, py::arg("similarities"), py::arg("sizes"), py::arg("budgets"),
+          py::arg("widths"), py::arg("alpha"), py::arg("overwrite") = false, py::arg("threads") = 1,
+          py::arg("rescan_limit") = -1);
+    m.def("check_symmetric", &check_view, py::arg("matrix"), py::arg("threads") = 1);
+    m.def("mirror_upper", &mirror_view, py::arg("matrix"), py::arg("threads") = 1);
 }
 
 }  // namespace hetmerge

@@ -56,6 +56,13 @@ HETMERGE_INLINE void join(T* x, const T* y, T alpha, Index n) {
 }
 
 template <class T>
+HETMERGE_INLINE void close_pairs(T* x, const std::uint32_t* bits, std::uint32_t mine, Index begin,
+                                 Index end) {
+    for (Index k = begin; k < end; ++k)
+        x[k] = (bits[k] & mine) != 0 ? -std::numeric_limits<T>::infinity() : x[k];
+}
+
+template <class T>
 HETMERGE_INLINE T peak_of(const T* x, Index n) {
     // 0 * v is 0 for finite v and NaN otherwise, and NaN survives every later addition.
     T lane[kLanes] = {}, taint[kLanes] = {};
@@ -89,6 +96,10 @@ HETMERGE_INLINE T peak_of(const T* x, Index n) {
         return find_in(x, value, begin, end);                                                   \
     }                                                                                           \
     HETMERGE_CLONES void row_join(T* x, const T* y, T alpha, Index n) { join(x, y, alpha, n); } \
+    HETMERGE_CLONES void row_close(T* x, const std::uint32_t* bits, std::uint32_t mine,         \
+                                   Index begin, Index end) {                                    \
+        close_pairs(x, bits, mine, begin, end);                                                 \
+    }                                                                                           \
     HETMERGE_CLONES T row_peak(const T* x, Index n) { return peak_of(x, n); }
 
 HETMERGE_DEFINE(float)

@@ -18,6 +18,10 @@ Index row_find(const double* x, double value, Index begin, Index end);
 void row_join(float* x, const float* y, float alpha, Index n);
 void row_join(double* x, const double* y, double alpha, Index n);
 
+// x[k] = -inf for k in [begin, end) where bits[k] shares a bit with `mine`.
+void row_close(float* x, const std::uint32_t* bits, std::uint32_t mine, Index begin, Index end);
+void row_close(double* x, const std::uint32_t* bits, std::uint32_t mine, Index begin, Index end);
+
 // max(|value|) over x[0:n], or NaN if any value is NaN or infinite.
 float row_peak(const float* x, Index n);
 double row_peak(const double* x, Index n);

@@ -1,68 +1,61 @@
 #include "zipping.h"
 
-#include <cmath>
-#include <functional>
 #include <limits>
-#include <queue>
 #include <stdexcept>
 #include <utility>
 
 #include "lazy_rows.h"
+#include "parallel.h"
+#include "workspace.h"
+#include "zipping_chains.h"
 
 namespace hetmerge {
 namespace {
 
 constexpr Index kRescansPerUnit = 32;
-
-template <class T>
-struct Merge {
-    Index keep, gone;
-    T height;
-    // The greedy order: higher first, ties to the smaller (row, column).
-    bool operator<(const Merge& other) const {
-        if (height != other.height) return height > other.height;
-        return std::make_pair(keep, gone) < std::make_pair(other.keep, other.gone);
-    }
-};
+constexpr Index kRowsPerPiece = 64;
 
 template <class T>
 class Zipper {
   public:
-    Zipper(const T* similarity, const std::vector<Index>& offsets, std::vector<Index> budgets,
-           Index width, T alpha, Index rescan_limit)
-        : rows_(similarity, offsets, alpha),
-          offsets_(offsets),
-          budgets_(std::move(budgets)),
-          n_(offsets.back()),
-          width_(width),
-          live_(n_),
-          alpha_(alpha),
-          patience_(rescan_limit < 0 ? kRescansPerUnit * n_ : rescan_limit),
+    Zipper(const T* similarity, T* workspace, const ZipSettings& settings)
+        : clusters_(settings.sizes, settings.budgets),
+          n_(clusters_.count()),
+          width_(settings.width),
+          alpha_(static_cast<T>(settings.alpha)),
+          threads_(settings.threads),
+          own_(workspace == nullptr ? make_workspace<T>(n_ * n_) : Workspace<T>()),
+          rows_(similarity, workspace == nullptr ? own_.get() : workspace, n_, alpha_),
+          patience_(settings.rescan_limit < 0 ? kRescansPerUnit * n_ : settings.rescan_limit),
           limit_(patience_),
-          parent_(size(n_), -1),
           value_(size(n_), kNone),
           column_(size(n_), -1),
           stale_(size(n_), 0) {}
 
-    ZipOutcome run() {
-        while (live_ > width_) {
+    ZipOutcome run(const std::vector<Merge<T>>& steps) {
+        for (const Merge<T>& m : steps) commit(m);
+        if (clusters_.live() > width_)
+            for (const Merge<T>& m : steps) rows_.merge(m.keep, m.gone);
+        while (clusters_.live() > width_) {
             switch (greedy()) {
                 case Pause::none:
                     break;
                 case Pause::stuck:
-                    if (outcome_.relaxed) throw std::logic_error("zip: no pair left to merge");
-                    relax();
+                    if (clusters_.relaxed()) throw std::logic_error("zip: no pair left to merge");
+                    clusters_.relax();
+                    limit_ = outcome_.rescans + patience_;
                     break;
                 case Pause::slow:
                     outcome_.chained = true;
-                    while (live_ > width_ && chain()) {
+                    while (clusters_.live() > width_ && chain()) {
                     }
-                    limit_ =
-                        std::numeric_limits<Index>::max();  // what is left has no positive pair
+                    // What is left has no positive pair, for which chains would do nothing.
+                    limit_ = std::numeric_limits<Index>::max();
                     break;
             }
         }
-        label();
+        outcome_.labels = clusters_.labels();
+        outcome_.relaxed = clusters_.relaxed();
         return std::move(outcome_);
     }
 
@@ -70,19 +63,11 @@ class Zipper {
     enum class Pause { none, stuck, slow };
     static constexpr T kNone = -std::numeric_limits<T>::infinity();
     static std::size_t size(Index k) { return static_cast<std::size_t>(k); }
-    bool is_live(Index k) const { return parent_[size(k)] < 0; }
 
-    // Records a merge already done in rows_; true if it exhausted a budget.
-    bool commit(const Merge<T>& m) {
-        steps_.push_back({static_cast<std::int32_t>(m.keep), static_cast<std::int32_t>(m.gone)});
+    // The model whose budget this merge exhausted, or -1.
+    Index commit(const Merge<T>& m) {
         outcome_.heights.push_back(static_cast<double>(m.height));
-        parent_[size(m.gone)] = m.keep;
-        --live_;
-        const std::int32_t model = rows_.origin(m.keep);
-        if (outcome_.relaxed || model != rows_.origin(m.gone) || --budgets_[size(model)] > 0)
-            return false;
-        steps_.push_back(Event::close(model));
-        return true;
+        return clusters_.join(m.keep, m.gone);
     }
 
     // ---- row-best cache -------------------------------------------------------------------------
@@ -90,44 +75,53 @@ class Zipper {
     // attained, first at column_[k]. The largest bound of all is therefore the next merge once it
     // is fresh.
 
-    void search(Index k) {
-        const T* row = rows_.read(k);
+    void search(Index k, std::vector<T>& scratch) {
+        const T* row = clusters_.open(k, rows_.read(k), k + 1, scratch);
         value_[size(k)] = row_max(row, k + 1, n_);
         column_[size(k)] =
             value_[size(k)] == kNone ? -1 : row_find(row, value_[size(k)], k + 1, n_);
         stale_[size(k)] = 0;
     }
 
+    void search_all() {
+        const Index pieces = (n_ + kRowsPerPiece - 1) / kRowsPerPiece;
+        parallel_for(pieces, threads_, [&](Index piece) {
+            std::vector<T> scratch;
+            const Index end = std::min(n_, (piece + 1) * kRowsPerPiece);
+            for (Index k = piece * kRowsPerPiece; k < end; ++k) {
+                value_[size(k)] = kNone;
+                column_[size(k)] = -1;
+                if (clusters_.is_live(k)) search(k, scratch);
+            }
+        });
+    }
+
     Pause greedy() {
-        for (Index k = 0; k < n_; ++k) {
-            value_[size(k)] = kNone;
-            column_[size(k)] = -1;
-            if (is_live(k)) search(k);
-        }
-        while (live_ > width_) {
+        search_all();
+        while (clusters_.live() > width_) {
             const T best = row_max(value_.data(), 0, n_);
             if (best == kNone) return Pause::stuck;
             const Index i = row_find(value_.data(), best, 0, n_);
             if (stale_[size(i)]) {
                 if (outcome_.rescans >= limit_ && alpha_ <= T(1)) return Pause::slow;
                 ++outcome_.rescans;
-                search(i);
+                search(i, scratch_);
                 continue;
             }
             const Index j = column_[size(i)];
             rows_.merge(i, j);
-            const bool exhausted = commit({i, j, best});
+            const Index closed = commit({i, j, best});
             value_[size(j)] = kNone;
             column_[size(j)] = -1;
             update_bounds(i, j);
-            if (exhausted) close(rows_.origin(i));
-            search(i);
+            if (closed >= 0) close(closed);
+            search(i, scratch_);
         }
         return Pause::none;
     }
 
     void update_bounds(Index i, Index j) {
-        const T* merged = rows_.read(i);
+        const T* merged = clusters_.open(i, rows_.read(i), 0, scratch_);
         for (Index k = 0; k < i; ++k) {
             const T v = merged[k];
             T& bound = value_[size(k)];
@@ -143,136 +137,70 @@ class Zipper {
             if (column_[size(k)] == j) stale_[size(k)] = 1;
     }
 
-    void close(std::int32_t model) {
-        rows_.close(model);
-        const Index begin = offsets_[size(model)], end = offsets_[size(model) + 1];
+    void close(Index model) {
+        const Index begin = clusters_.begin(model), end = clusters_.end(model);
         for (Index k = begin; k < end; ++k)
             if (column_[size(k)] >= begin && column_[size(k)] < end) stale_[size(k)] = 1;
     }
 
-    // No open pair is left: every budget is dropped and closed pairs get their similarity back.
-    void relax() {
-        outcome_.relaxed = true;
-        limit_ = outcome_.rescans + patience_;
-        steps_.erase(std::remove_if(steps_.begin(), steps_.end(),
-                                    [](const Event& step) { return step.is_close(); }),
-                     steps_.end());
-        rows_.rebuild(steps_);
-    }
-
     // ---- nearest-neighbour chains ---------------------------------------------------------------
-    // For positive values and alpha <= 1 a merge never raises a similarity, so two clusters that
-    // are each other's nearest will be merged by the greedy order too. Chains cannot see budgets:
-    // their merges are sorted into the greedy order and kept up to the first exhaustion. True if a
-    // budget ran out, so that another round can find more.
+    // Chains work on a copy of what is left; their merges are sorted into the greedy order and kept
+    // up to the first exhaustion. True if a budget ran out, so that another round can find more.
     bool chain() {
-        std::vector<Merge<T>> found = chain_merges();
+        std::vector<Index> live;
+        for (Index k = 0; k < n_; ++k)
+            if (clusters_.is_live(k)) live.push_back(k);
+        const Index count = clusters_.live();
+        const Workspace<T> matrix = make_workspace<T>(count * count);
+        for (Index a = 0; a < count; ++a) {
+            const Index r = live[size(a)];
+            const T* row = clusters_.open(r, rows_.read(r), 0, scratch_);
+            for (Index b = 0; b < count; ++b) matrix[size(a * count + b)] = row[live[size(b)]];
+        }
+        std::vector<Merge<T>> found =
+            chain_merges(matrix.get(), count, alpha_, size(count - width_));
         std::sort(found.begin(), found.end());
-        bool exhausted = false;
         for (const Merge<T>& m : found) {
-            exhausted = commit(m);
-            if (exhausted || live_ == width_) break;
+            const Merge<T> step{live[size(m.keep)], live[size(m.gone)], m.height};
+            rows_.merge(step.keep, step.gone);
+            if (commit(step) >= 0) return true;
+            if (clusters_.live() == width_) break;
         }
-        rows_.rebuild(steps_);
-        return exhausted;
+        return false;
     }
 
-    std::vector<Merge<T>> chain_merges() {
-        std::vector<Merge<T>> found;
-        std::vector<char> out(size(n_), 0);  // merged away, or with no neighbour worth a merge
-        for (Index k = 0; k < n_; ++k) out[size(k)] = !is_live(k);
-        // Merges lower than the best (live - width) found so far can never be reached.
-        std::priority_queue<T, std::vector<T>, std::greater<T>> top;
-        const std::size_t wanted = size(live_ - width_);
-        std::vector<Index> path;
-        for (Index start = 0;;) {
-            if (path.empty()) {
-                while (start < n_ && out[size(start)]) ++start;
-                if (start == n_) return found;
-                path.push_back(start);
-            }
-            const Index x = path.back();
-            const T* row = rows_.read(x);
-            const T v = row_max(row, 0, n_);
-            if (v <= T(0) || (top.size() == wanted && v < top.top())) {
-                // Similarity rises along the path, so nothing on it has a better neighbour.
-                for (Index k : path) out[size(k)] = 1;
-                path.clear();
-                continue;
-            }
-            const Index y = row_find(row, v, 0, n_);
-            if (path.size() < 2 || path[path.size() - 2] != y) {
-                path.push_back(y);
-                continue;
-            }
-            path.resize(path.size() - 2);
-            const Index i = std::min(x, y), j = std::max(x, y);
-            rows_.merge(i, j);
-            found.push_back({i, j, v});
-            out[size(j)] = 1;
-            start = std::min(start, i);
-            top.push(v);
-            if (top.size() > wanted) top.pop();
-        }
-    }
-
-    void label() {
-        outcome_.labels.assign(size(n_), 0);
-        Index next = 0;
-        for (Index k = 0; k < n_; ++k)  // parents come before their children
-            outcome_.labels[size(k)] =
-                is_live(k) ? next++ : outcome_.labels[size(parent_[size(k)])];
-    }
-
-    LazyRows<T> rows_;
-    std::vector<Index> offsets_, budgets_;
-    Index n_, width_, live_;
+    Clusters clusters_;
+    Index n_, width_;
     T alpha_;
+    int threads_;
+    Workspace<T> own_;
+    LazyRows<T> rows_;
     Index patience_, limit_;
-    std::vector<Index> parent_;  // the cluster a merged-away one joined, -1 for live ones
-    std::vector<Event> steps_;   // committed so far
     ZipOutcome outcome_;
     std::vector<T> value_;
     std::vector<Index> column_;
     std::vector<char> stale_;
+    std::vector<T> scratch_;
 };
 
 }  // namespace
 
 template <class T>
-ZipOutcome zip(const T* similarity, const std::vector<Index>& sizes, std::vector<Index> budgets,
-               Index width, T alpha, Index rescan_limit) {
-    std::vector<Index> offsets{0};
-    for (Index d : sizes) offsets.push_back(offsets.back() + d);
-    return Zipper<T>(similarity, offsets, std::move(budgets), width, alpha, rescan_limit).run();
+ZipOutcome zip(const T* similarity, T* workspace, const ZipSettings& settings) {
+    return Zipper<T>(similarity, workspace, settings).run({});
 }
 
 template <class T>
-MatrixCheck check_symmetric(const T* matrix, Index n) {
-    constexpr Index block = 64;  // a tile and its mirror image fit the first-level cache
-    double peak = 0, asymmetry = 0;
-    for (Index r = 0; r < n; ++r) {
-        const T row = row_peak(matrix + r * n, n);
-        if (!(row <= std::numeric_limits<T>::max()))
-            return {std::numeric_limits<double>::quiet_NaN(), 0};
-        peak = std::max(peak, static_cast<double>(row));
-    }
-    for (Index r0 = 0; r0 < n; r0 += block)
-        for (Index c0 = r0; c0 < n; c0 += block)
-            for (Index r = r0; r < std::min(n, r0 + block); ++r)
-                for (Index c = c0; c < std::min(n, c0 + block); ++c)
-                    if (matrix[r * n + c] != matrix[c * n + r])
-                        asymmetry =
-                            std::max(asymmetry, std::abs(static_cast<double>(matrix[r * n + c]) -
-                                                         static_cast<double>(matrix[c * n + r])));
-    return {peak, asymmetry};
+ZipOutcome zip_from(const std::vector<Merge<T>>& steps, const T* similarity, T* workspace,
+                    const ZipSettings& settings) {
+    return Zipper<T>(similarity, workspace, settings).run(steps);
 }
 
-template ZipOutcome zip(const float*, const std::vector<Index>&, std::vector<Index>, Index, float,
-                        Index);
-template ZipOutcome zip(const double*, const std::vector<Index>&, std::vector<Index>, Index, double,
-                        Index);
-template MatrixCheck check_symmetric(const float*, Index);
-template MatrixCheck check_symmetric(const double*, Index);
+template ZipOutcome zip(const float*, float*, const ZipSettings&);
+template ZipOutcome zip(const double*, double*, const ZipSettings&);
+template ZipOutcome zip_from(const std::vector<Merge<float>>&, const float*, float*,
+                             const ZipSettings&);
+template ZipOutcome zip_from(const std::vector<Merge<double>>&, const double*, double*,
+                             const ZipSettings&);
 
 }  // namespace hetmerge

@@ -3,7 +3,7 @@
 
 #include <vector>
 
-#include "simd.h"
+#include "zipping_steps.h"
 
 namespace hetmerge {
 
@@ -15,12 +15,27 @@ struct ZipOutcome {
     bool chained = false;         // nearest-neighbour chains took part
 };
 
-// similarity: [n, n] row-major, bitwise symmetric, finite, diagonal ignored, never written.
-// sizes: units per model, summing to n. budgets: within-model merges allowed per model.
-// The cache hands over to chains after `rescan_limit` rescans; negative means 32 n.
+// How to zip: features per model, within-model merges allowed per model, clusters wanted, factor on
+// a merged similarity. The cache hands over to chains after `rescan_limit` rescans; negative means
+// 32 n. Results do not depend on `threads`.
+struct ZipSettings {
+    std::vector<Index> sizes, budgets;
+    Index width = 1;
+    double alpha = 1;
+    Index rescan_limit = -1;
+    int threads = 1;
+};
+
+// similarity: [n, n] row-major, bitwise symmetric, finite, diagonal ignored. `workspace` takes the
+// matrix under merging: null for one of its own, or `similarity` itself to merge in place.
 template <class T>
-ZipOutcome zip(const T* similarity, const std::vector<Index>& sizes, std::vector<Index> budgets,
-               Index width, T alpha, Index rescan_limit);
+ZipOutcome zip(const T* similarity, T* workspace, const ZipSettings& settings);
+
+// The same, from clusters that have been reached already by `steps` in greedy order. Where those
+// reach the width, `similarity` is not read.
+template <class T>
+ZipOutcome zip_from(const std::vector<Merge<T>>& steps, const T* similarity, T* workspace,
+                    const ZipSettings& settings);
 
 struct MatrixCheck {
     double peak;       // largest magnitude; NaN if any entry is not finite
@@ -28,6 +43,10 @@ struct MatrixCheck {
 };
 
 template <class T>
-MatrixCheck check_symmetric(const T* matrix, Index n);
+MatrixCheck check_symmetric(const T* matrix, Index n, int threads);
+
+// Copies the upper triangle over the lower one.
+template <class T>
+void mirror_upper(T* matrix, Index n, int threads);
 
 }  // namespace hetmerge

@@ -1,5 +1,4 @@
 from collections.abc import Sequence
-from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -8,17 +7,18 @@ from hetmerge.ops.native import View
 
 has_cuda: bool
 
-_Real = TypeVar("_Real", np.float32, np.float64)
-
 def zip(
-    similarity: NDArray[_Real],
-    sizes: list[int],
-    budgets: list[int],
-    width: int,
+    similarities: list[View],
+    sizes: list[list[int]],
+    budgets: list[list[int]],
+    widths: list[int],
     alpha: float,
+    overwrite: bool = False,
+    threads: int = 1,
     rescan_limit: int = -1,
-) -> tuple[NDArray[np.int64], NDArray[np.float64], bool, int, bool]: ...
-def check_symmetric(matrix: NDArray[_Real]) -> tuple[float, float]: ...
+) -> list[tuple[NDArray[np.int64], NDArray[np.float64], bool, int, bool]]: ...
+def check_symmetric(matrix: View, threads: int = 1) -> tuple[float, float]: ...
+def mirror_upper(matrix: View, threads: int = 1) -> None: ...
 
 class Batch:
     """Samples of several matrices side by side; the tensors must outlive it."""

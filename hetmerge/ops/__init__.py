@@ -14,3 +14,4 @@ from hetmerge.ops.similarity import cka as cka
 from hetmerge.ops.zipping import ZipResult as ZipResult
 from hetmerge.ops.zipping import zip_match as zip_match
 from hetmerge.ops.zipping import zip_match_info as zip_match_info
+from hetmerge.ops.zipping import zip_match_many as zip_match_many

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -13,11 +14,8 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from hetmerge.errors import InputError
-from hetmerge.ops.backend import choose, native_problem
-
-# How far a similarity may be from its transpose, relative to its largest magnitude. Matrix
-# products of both triangles round differently; anything beyond that is a different matrix.
-SYMMETRY = {np.dtype(np.float32): 1e-5, np.dtype(np.float64): 1e-12}
+from hetmerge.ops.library import register
+from hetmerge.ops.zipping_backends import ALGORITHMS, solve
 
 
 @dataclass(frozen=True, eq=False)
@@ -31,7 +29,7 @@ class ZipResult:
         relaxed: the within-model budgets left no pair open before the width was reached and were
             dropped from there on, with the true similarities of the closed pairs.
         rescans: rows the cache had to search again (0 for the reference), a measure of difficulty.
-        algorithm: "reference", "row-best" or "row-best+chain".
+        algorithm: one of ``hetmerge.ops.zipping_backends.ALGORITHMS``.
     """
 
     labels: Tensor
@@ -48,9 +46,15 @@ def zip_match(
     alpha: float = 0.5,
     beta: float = 1.0,
     backend: str = "auto",
+    overwrite: bool = False,
 ) -> Tensor:
-    """Clusters of the greedy elastic zip, [O] int64 labels; see :func:`zip_match_info`."""
-    return zip_match_info(similarity, sizes, width, alpha, beta, backend).labels
+    """Clusters of the greedy elastic zip, [O] int64 labels; see :func:`zip_match_info`.
+
+    torch.compile traces it as one operation, ``torch.ops.hetmerge.zip`` or, with ``overwrite``,
+    ``torch.ops.hetmerge.zip_``.
+    """
+    matrices, shapes, widths = _check([similarity], [sizes], [width], alpha, beta, overwrite)
+    return _call(matrices, shapes, widths, alpha, beta, backend, overwrite)[0]
 
 
 def zip_match_info(
@@ -60,6 +64,7 @@ def zip_match_info(
     alpha: float = 0.5,
     beta: float = 1.0,
     backend: str = "auto",
+    overwrite: bool = False,
 ) -> ZipResult:
     """Merge the most similar pair of features until ``width`` clusters are left.
 
@@ -70,64 +75,86 @@ def zip_match_info(
     merge, so at least one is allowed), after which that model's clusters no longer merge with each
     other. No feature is ever lost: see ``ZipResult.relaxed``.
 
-    Equal matrices give equal labels, whatever the backend. The native backend takes about O(O^2)
-    time and one more matrix of memory; with ``alpha > 1`` or too few positive similarities its
-    worst case is O(O^3).
+    Equal matrices give equal labels, whatever the backend and the number of threads. The native
+    backend takes about O(O^2) time and one more matrix of memory, none with ``overwrite``; where
+    the cache has to search too often and chains take over, they work on a copy of what is left.
+    With ``alpha > 1`` or too few positive similarities the worst case is O(O^3).
 
     Args:
         similarity: [O, O] float32 or float64, finite, symmetric up to 1e-5 (float32) or 1e-12
             (float64) of its largest magnitude; where the triangles differ the upper one counts.
-            The diagonal is ignored. Never written to.
+            The diagonal is ignored.
         sizes: features per parent in order, summing to O; 0 is allowed.
         width: clusters wanted, 1 to O; by default the largest size.
         alpha: factor on the similarity of a merged cluster, > 0. Values that overflow saturate.
         beta: factor on the within-model budgets, >= 0.
         backend: "auto", "native" or "reference".
+        overwrite: use the similarity, which must be contiguous and writable, as workspace: what it
+            holds afterwards is undefined. Otherwise it is never written to.
 
     Raises:
         InputError: an argument is out of range.
         BackendError: the backend cannot run.
     """
-    sizes = _check_sizes(sizes)
-    matrix, device = _check_matrix(similarity, sum(sizes))
-    total = len(matrix)
-    width = max(sizes) if width is None else width
-    if isinstance(width, bool) or not isinstance(width, int | np.integer):
-        raise InputError(f"width: {width!r} is not an integer")
-    if not 1 <= width <= total:
-        raise InputError(f"width: {width} is not in 1..{total}, the number of features")
-    if not (math.isfinite(alpha) and matrix.dtype.type(alpha) > 0):
-        raise InputError(f"alpha: {alpha} is not a finite number > 0 in {matrix.dtype}")
+    return zip_match_many([similarity], [sizes], [width], alpha, beta, backend, overwrite)[0]
+
+
+def zip_match_many(
+    similarities: Sequence[Tensor | NDArray[Any]],
+    sizes: Sequence[Sequence[int]],
+    widths: Sequence[int | None] | None = None,
+    alpha: float = 0.5,
+    beta: float = 1.0,
+    backend: str = "auto",
+    overwrite: bool = False,
+) -> list[ZipResult]:
+    """:func:`zip_match_info` of many spaces at once, one space per thread.
+
+    Args:
+        similarities: one [O, O] matrix per space, all on one device.
+        sizes: features per parent, one list per space.
+        widths: clusters wanted per space; by default the largest size of each.
+        alpha, beta, backend, overwrite: as there, for all spaces.
+    """
+    widths = [None] * len(sizes) if widths is None else widths
+    matrices, shapes, wanted = _check(similarities, sizes, widths, alpha, beta, overwrite)
+    if not matrices:
+        return []
+    labels, heights, counts = _call(matrices, shapes, wanted, alpha, beta, backend, overwrite)
+    totals = [len(matrix) for matrix in matrices]
+    merges = [total - width for total, width in zip(totals, wanted, strict=True)]
+    return [
+        ZipResult(label, height, bool(relaxed), rescans, ALGORITHMS[algorithm])
+        for label, height, (relaxed, rescans, algorithm) in zip(
+            labels.split(totals), heights.split(merges), counts.tolist(), strict=True
+        )
+    ]
+
+
+def _check(
+    similarities: Sequence[Tensor | NDArray[Any]],
+    sizes: Sequence[Sequence[int]],
+    widths: Sequence[int | None],
+    alpha: float,
+    beta: float,
+    overwrite: bool,
+) -> tuple[list[Tensor], list[list[int]], list[int]]:
+    if not len(similarities) == len(sizes) == len(widths):
+        raise InputError(
+            f"sizes and widths: got {len(sizes)} and {len(widths)} for {len(similarities)} "
+            "similarities, one each is needed"
+        )
     if not (math.isfinite(beta) and beta >= 0):
         raise InputError(f"beta: {beta} is not a finite number >= 0")
-    name = choose("zip_match", backend, {"native": native_problem(), "reference": None})
-    matrix = _check_values(matrix, name)
-
-    if name == "reference":
-        from hetmerge.reference.zipping import zip_match as reference
-
-        labels, heights, relaxed = reference(matrix, sizes, int(width), alpha, beta)
-        rescans, algorithm = 0, "reference"
-    else:
-        from hetmerge import _native
-
-        removed = total - int(width)
-        budgets = [_budget(removed * size // total, beta) for size in sizes]
-        labels, heights, relaxed, rescans, chained = _native.zip(
-            matrix, sizes, budgets, int(width), alpha
-        )
-        algorithm = "row-best+chain" if chained else "row-best"
-    return ZipResult(
-        torch.from_numpy(labels).to(device),
-        torch.from_numpy(heights).to(device),
-        relaxed,
-        rescans,
-        algorithm,
-    )
-
-
-def _budget(share: int, beta: float) -> int:
-    return math.floor(min(share * beta, 2.0**62) + 1e-4)  # a huge beta must still fit 64 bits
+    shapes = [_check_sizes(one) for one in sizes]
+    matrices = [
+        _check_matrix(matrix, sum(shape), alpha, overwrite)
+        for matrix, shape in zip(similarities, shapes, strict=True)
+    ]
+    if any(matrix.device != matrices[0].device for matrix in matrices):
+        raise InputError("similarities: on several devices, all must be on one")
+    wanted = [_check_width(w, shape) for w, shape in zip(widths, shapes, strict=True)]
+    return matrices, shapes, wanted
 
 
 def _check_sizes(sizes: Sequence[int]) -> list[int]:
@@ -138,43 +165,81 @@ def _check_sizes(sizes: Sequence[int]) -> list[int]:
 
 
 def _check_matrix(
-    similarity: Tensor | NDArray[Any], total: int
-) -> tuple[NDArray[Any], torch.device]:
-    if isinstance(similarity, Tensor):
-        device = similarity.device
-        if similarity.dtype not in (torch.float32, torch.float64):
-            raise InputError(f"similarity: dtype {similarity.dtype} is not float32 or float64")
-        matrix = similarity.detach().cpu().numpy()
-    else:
-        device, matrix = torch.device("cpu"), np.asarray(similarity)
-        if matrix.dtype not in SYMMETRY:
-            raise InputError(f"similarity: dtype {matrix.dtype} is not float32 or float64")
+    similarity: Tensor | NDArray[Any], total: int, alpha: float, overwrite: bool
+) -> Tensor:
+    matrix = similarity if isinstance(similarity, Tensor) else _to_tensor(similarity, overwrite)
+    if matrix.dtype not in (torch.float32, torch.float64):
+        raise InputError(f"similarity: dtype {matrix.dtype} is not float32 or float64")
     if matrix.shape != (total, total):
         raise InputError(
             f"similarity: shape {list(matrix.shape)} is not [{total}, {total}], the sum of sizes"
         )
-    # Also turns another byte order or an unaligned buffer into a plain array.
-    return np.require(matrix, matrix.dtype.newbyteorder("="), ["C", "A"]), device
-
-
-def _check_values(matrix: NDArray[Any], backend: str) -> NDArray[Any]:
-    if backend == "native":
-        from hetmerge import _native
-
-        peak, asymmetry = _native.check_symmetric(matrix)
-    elif not np.isfinite(matrix).all():
-        peak, asymmetry = math.nan, 0.0
-    else:
-        wide = matrix.astype(np.float64)
-        peak, asymmetry = float(np.abs(wide).max()), float(np.abs(wide - wide.T).max())
-    if math.isnan(peak):
-        raise InputError("similarity: has NaN or infinite entries, only finite ones are allowed")
-    allowed = SYMMETRY[matrix.dtype] * peak
-    if asymmetry > allowed:
+    if overwrite and not matrix.is_contiguous():
         raise InputError(
-            f"similarity: differs from its transpose by {asymmetry:.3g}, allowed is {allowed:.3g}"
+            f"similarity: strides {list(matrix.stride())}; overwrite needs a contiguous matrix"
         )
-    if asymmetry > 0:
-        upper = np.triu(matrix, 1)
-        return np.asarray(upper + upper.T)
-    return matrix
+    # Half the smallest positive number rounds to 0, the even neighbour.
+    smallest = 2.0**-149 if matrix.dtype == torch.float32 else 2.0**-1074
+    largest = torch.finfo(matrix.dtype).max
+    if not (math.isfinite(alpha) and alpha > 0 and smallest * 0.5000001 <= alpha <= largest):
+        raise InputError(f"alpha: {alpha} is not a finite number > 0 in {matrix.dtype}")
+    return matrix.detach()
+
+
+def _to_tensor(similarity: NDArray[Any], overwrite: bool) -> Tensor:
+    matrix = np.asarray(similarity)
+    if matrix.dtype not in (np.float32, np.float64):
+        raise InputError(f"similarity: dtype {matrix.dtype} is not float32 or float64")
+    # Also turns another byte order or an unaligned or read-only buffer into a plain array.
+    plain = np.require(matrix, matrix.dtype.newbyteorder("="), ["C", "A", "W"])
+    if overwrite and plain is not matrix and not np.shares_memory(plain, matrix):
+        raise InputError("similarity: overwrite needs a contiguous and writable array")
+    return torch.from_numpy(plain)
+
+
+def _check_width(width: int | None, sizes: list[int]) -> int:
+    width = max(sizes) if width is None else width
+    if isinstance(width, bool) or not isinstance(width, int | np.integer):
+        raise InputError(f"width: {width!r} is not an integer")
+    if not 1 <= width <= sum(sizes):
+        raise InputError(f"width: {width} is not in 1..{sum(sizes)}, the number of features")
+    return int(width)
+
+
+def _call(
+    matrices: list[Tensor],
+    sizes: list[list[int]],
+    widths: list[int],
+    alpha: float,
+    beta: float,
+    backend: str,
+    overwrite: bool,
+) -> tuple[Tensor, Tensor, Tensor]:
+    op = _zip_in_place if overwrite else _zip
+    flat, parents = [d for one in sizes for d in one], [len(one) for one in sizes]
+    found: tuple[Tensor, Tensor, Tensor] = op(
+        matrices, flat, parents, widths, float(alpha), float(beta), backend
+    )
+    return found
+
+
+def _fake(
+    similarities: list[Tensor], sizes: list[int], parents: list[int], widths: list[int], *_: object
+) -> tuple[Tensor, Tensor, Tensor]:
+    total, like = sum(len(matrix) for matrix in similarities), similarities[0]
+    return (
+        like.new_empty(total, dtype=torch.int64),
+        like.new_empty(total - sum(widths), dtype=torch.float64),
+        torch.empty(len(widths), 3, dtype=torch.int64),
+    )
+
+
+# Labels and heights of all spaces one after the other; per space: relaxed, rescans, algorithm.
+_SCHEMA = (
+    "{}({} similarities, int[] sizes, int[] parents, int[] widths, float alpha, float beta, "
+    "str backend) -> (Tensor, Tensor, Tensor)"
+)
+_zip = register(_SCHEMA.format("zip", "Tensor[]"), partial(solve, overwrite=False), _fake)
+_zip_in_place = register(
+    _SCHEMA.format("zip_", "Tensor(a!)[]"), partial(solve, overwrite=True), _fake
+)

@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from hetmerge import _native
 from hetmerge.errors import BackendError, InputError
-from hetmerge.ops import zip_match, zip_match_info
+from hetmerge.ops import zip_match, zip_match_info, zip_match_many
+from hetmerge.ops.native import view
 from hetmerge.reference import zipping as reference
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=400)
@@ -69,6 +70,9 @@ def check(
     assert result.labels.tolist() == expected.labels.tolist()
     assert result.heights.tolist() == expected.heights.tolist()
     assert result.relaxed == expected.relaxed
+    in_place = zip_match_info(matrix.copy(), sizes, width, alpha, beta, "native", overwrite=True)
+    assert in_place.labels.tolist() == expected.labels.tolist()
+    assert in_place.heights.tolist() == expected.heights.tolist()
     return expected
 
 
@@ -81,6 +85,13 @@ def test_equals_the_reference_bit_for_bit(problem: Any) -> None:
     assert len(expected.heights) == sum(sizes) - width
 
 
+def native(
+    matrix: NDArray[Any], sizes: list[int], budgets: list[int], width: int, alpha: float, **options
+) -> tuple[Any, ...]:
+    given = view(torch.from_numpy(matrix))
+    return _native.zip([given], [sizes], [budgets], [width], alpha, **options)[0]
+
+
 @FIXED
 @given(problems())
 def test_every_hand_over_gives_the_same_labels(problem: Any) -> None:
@@ -88,7 +99,8 @@ def test_every_hand_over_gives_the_same_labels(problem: Any) -> None:
     removed = len(matrix) - width
     budgets = [math.floor(removed * d // len(matrix) * beta + 1e-4) for d in sizes]
     outcomes = [
-        _native.zip(matrix, sizes, budgets, width, alpha, limit) for limit in (0, 1, 7, 10**6)
+        native(matrix.copy(), sizes, budgets, width, alpha, overwrite=True, rescan_limit=limit)
+        for limit in (0, 1, 7, 10**6)
     ]
     for labels, heights, relaxed, _, _ in outcomes[:-1]:
         assert labels.tolist() == outcomes[-1][0].tolist()
@@ -103,7 +115,8 @@ def test_chains_keep_ties_in_order() -> None:
         matrix = symmetric(rng.integers(0, 5, (total, total)) / 4).astype(np.float32)
         width, budget = int(rng.integers(1, total)), int(rng.integers(1, total))
         arguments = (matrix, [total // 2, total - total // 2], [budget] * 2, width, 1.0)
-        chained, cached = _native.zip(*arguments, 0), _native.zip(*arguments, 10**6)
+        chained = native(*arguments, rescan_limit=0)
+        cached = native(*arguments, rescan_limit=10**6)
         assert chained[0].tolist() == cached[0].tolist()
 
 
