@@ -12,12 +12,12 @@ from typing import Any
 
 import torch
 import triton
-from hetmerge.kernels import launch_centre, launch_grams, launch_moments, launch_project
 from rows import Timing
 from scipy.optimize import linear_sum_assignment as scipy_assignment
 from torch import Tensor
 
 from hetmerge import ops
+from hetmerge.kernels import launch_centre, launch_grams, launch_moments, launch_project
 from hetmerge.ops.operand import columns_last
 
 TOKENS = 8192

@@ -20,8 +20,9 @@ sys.path.insert(0, str(Path(__file__).resolve().parent))
 
 import rows
 import torch
-from hetmerge.kernels import tuning
 from rows import Roofs, Timing
+
+from hetmerge.kernels import tuning
 
 Config = dict[str, Any]
 

@@ -1,22 +1,13 @@
 #include "project_rows.h"
 
 #include <algorithm>
-#include <cstdlib>  // defines __GLIBC__, on which the function multiversioning below depends
 #include <stdexcept>
 
 #include "project_cast.h"
+#include "targets.h"
 
 #if defined(__SSE2__)
 #include <emmintrin.h>
-#endif
-
-#if defined(__x86_64__) && defined(__linux__) && defined(__GLIBC__) && defined(__has_attribute)
-#if __has_attribute(target_clones)
-#define HETMERGE_CLONES __attribute__((target_clones("avx512f", "avx2", "default")))
-#endif
-#endif
-#ifndef HETMERGE_CLONES
-#define HETMERGE_CLONES
 #endif
 
 namespace hetmerge {

@@ -12,8 +12,9 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
-from hetmerge.kernels.tuning import Config, choose
 from torch import Tensor
+
+from hetmerge.kernels.tuning import Config, choose
 
 CODES = {torch.float32: 0, torch.float16: 1, torch.bfloat16: 2}
 LONGEST = 16384  # entries of a row that one program holds

@@ -12,9 +12,10 @@ from collections.abc import Sequence
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
+
 from hetmerge.kernels.blocks import TYPES
 from hetmerge.kernels.tuning import Config, choose, interpreted, multiprocessors
-from torch import Tensor
 
 RUN = 8192  # features added up in float32
 MIN_RUN = 256  # features per item at least

@@ -17,12 +17,12 @@ from typing import Any
 
 import torch
 import triton
-from hetmerge.kernels import moments, project, similarity
-from hetmerge.kernels.tuning import CONFIGS
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
+from hetmerge.kernels import moments, project, similarity
+from hetmerge.kernels.tuning import CONFIGS
 from hetmerge.ops.operand import columns_last, patches
 
 ARCHS = (80, 90, 100)

@@ -13,12 +13,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hetmerge.kernels import launch_cross, launch_moments, tuning
-from hetmerge.kernels.moments import PANEL, RUN, _tiles, count_splits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hetmerge.kernels import launch_cross, launch_moments, tuning
+from hetmerge.kernels.moments import PANEL, RUN, _tiles, count_splits
 from hetmerge.ops.operand import Operand, columns_last, patches
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=40)

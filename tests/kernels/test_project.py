@@ -11,11 +11,12 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hetmerge.kernels import launch_project
-from hetmerge.kernels import project as module
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from hetmerge.kernels import launch_project
+from hetmerge.kernels import project as module
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=40)
 RTOL = {torch.float32: 2.0**-15, torch.float16: 2.0**-10, torch.bfloat16: 2.0**-7}

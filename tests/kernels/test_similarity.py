@@ -10,10 +10,11 @@ from collections.abc import Sequence
 
 import pytest
 import torch
-from hetmerge.kernels import launch_centre, launch_grams
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+
+from hetmerge.kernels import launch_centre, launch_grams
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=40)
 SMALL = {"BN": 16, "BD": 16, "warps": 4, "stages": 2, "precision": "ieee"}

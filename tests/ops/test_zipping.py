@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hetmerge import _native
 from hetmerge.errors import BackendError, InputError
-from hetmerge.ops import zip_match, zip_match_info, zip_match_many
+from hetmerge.ops import zip_match, zip_match_info
 from hetmerge.ops.native import view
 from hetmerge.reference import zipping as reference
 
