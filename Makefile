@@ -5,7 +5,7 @@ PIP_INSTALL = $(BIN)/python -m pip install --quiet --disable-pip-version-check -
 INPUTS := pyproject.toml setup.py constraints.txt $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
 CXX_FILES = $(wildcard csrc/*.cpp csrc/*.h csrc/*.cu)
 
-.PHONY: demo test check lint bench clean
+.PHONY: demo test check lint bench sanitize clean
 
 demo: .venv/.demo
 	$(BIN)/hetmerge demo
@@ -22,7 +22,10 @@ lint: .venv/.check
 	$(if $(CXX_FILES),$(BIN)/clang-format --dry-run -Werror $(CXX_FILES))
 
 bench: .venv/.test
-	$(BIN)/hetmerge bench
+	$(BIN)/hetmerge bench --rows benchmarks/results
+
+sanitize: .venv/.test
+	tests/sanitize.sh
 
 clean:
 	rm -rf .venv build *.egg-info .mypy_cache .pytest_cache .ruff_cache .hypothesis .benchmarks

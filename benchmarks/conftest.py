@@ -1,7 +1,7 @@
 """Settings shared by all benchmarks: threads, timing, the results table.
 
-``--rows FILE`` adds this run to a table; HETMERGE_BENCH_THREADS sets another number of threads than
-all. Import of the neighbouring ``rows`` works because pytest is given this folder.
+``--rows FILE``, or a folder for one file per machine, keeps the figures; HETMERGE_BENCH_THREADS
+sets another number of threads than all. Import of the neighbouring ``rows`` works because pytest is given this folder.
 """
 
 import importlib.util
@@ -89,4 +89,5 @@ def pytest_terminal_summary(terminalreporter, config: pytest.Config) -> None:
     terminalreporter.write_line(rows.table(found))
     path = config.getoption("--rows")
     if path is not None:
-        rows.save(found, path)
+        name = f"{rows.slug(rows.device_name('cpu'))}.csv"
+        rows.save(found, path / name if path.is_dir() else path)

@@ -119,7 +119,7 @@ def bench(
         str | None, typer.Argument(help="One operation, such as zipping.", show_default=False)
     ] = None,
     rows: Annotated[
-        Path | None, typer.Option("--rows", help="Add the figures to this CSV table.")
+        Path | None, typer.Option("--rows", help="Add the figures to this CSV table, or to a folder's.")
     ] = None,
 ) -> None:
     """Time every operation beside its baselines on this machine."""

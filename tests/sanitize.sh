@@ -16,9 +16,15 @@ run() { # kinds, library, tests...
     local kinds="$1" library="$2"
     shift 2
     echo "== $kinds"
+    sanitized "$kinds" "$library" -c "import hetmerge._native as n; assert '$kinds' in n.__file__"
+    sanitized "$kinds" "$library" .venv/bin/pytest -q -p no:cacheprovider --benchmark-disable "$@"
+}
+
+sanitized() { # kinds, library, arguments of python...
+    local kinds="$1" library="$2"
+    shift 2
     LD_PRELOAD="$(runtime "$library") $(runtime libstdc++.so)" \
-        PYTHONPATH="$PWD/build/sanitize-$kinds" PYTHONSAFEPATH=1 HETMERGE_SANITIZED="$kinds" \
-        setarch -R "$python" .venv/bin/pytest -q -p no:cacheprovider --benchmark-disable "$@"
+        PYTHONPATH="$PWD/build/sanitize-$kinds" PYTHONSAFEPATH=1 setarch -R "$python" "$@"
 }
 
 build address,undefined
