@@ -1,7 +1,8 @@
 """Settings shared by all benchmarks: threads, timing, the results table.
 
-``--rows FILE``, or a folder for one file per machine, keeps the figures; HETMERGE_BENCH_THREADS
-sets another number of threads than all. Import of the neighbouring ``rows`` works because pytest is given this folder.
+``--rows FILE``, or a folder for one file per machine, keeps the figures. HETMERGE_BENCH_THREADS
+sets another number of threads than all. The neighbouring ``rows`` is loaded by its path because
+this folder is not a package.
 """
 
 import importlib.util

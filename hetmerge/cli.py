@@ -119,7 +119,8 @@ def bench(
         str | None, typer.Argument(help="One operation, such as zipping.", show_default=False)
     ] = None,
     rows: Annotated[
-        Path | None, typer.Option("--rows", help="Add the figures to this CSV table, or to a folder's.")
+        Path | None,
+        typer.Option("--rows", help="CSV table (or a folder) to add to."),
     ] = None,
 ) -> None:
     """Time every operation beside its baselines on this machine."""

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 
 from hetmerge import _native
 from hetmerge.errors import BackendError, InputError
-from hetmerge.ops import zip_match, zip_match_info
+from hetmerge.ops import zip_match, zip_match_info, zip_match_many
 from hetmerge.ops.native import view
 from hetmerge.reference import zipping as reference
 
@@ -291,3 +291,67 @@ def test_backends(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HETMERGE_BACKEND", "abacus")
     with pytest.raises(BackendError, match="HETMERGE_BACKEND: 'abacus'"):
         zip_match(matrix, [2, 2])
+
+
+@settings(FIXED, max_examples=50)
+@given(found=st.lists(problems(), min_size=1, max_size=4), threads=st.sampled_from([1, 2, 5]))
+def test_many_spaces_on_any_number_of_threads(found: list[Any], threads: int) -> None:
+    torch.set_num_threads(threads)
+    alpha, beta = found[0][3:]
+    one_dtype = [matrix.astype(np.float32) for matrix, *_ in found]
+    sizes, widths = [p[1] for p in found], [p[2] for p in found]
+    together = zip_match_many(one_dtype, sizes, widths, alpha, beta)
+    for result, matrix, shape, width in zip(together, one_dtype, sizes, widths, strict=True):
+        alone = reference.zip_match(matrix, shape, width, alpha, beta)
+        assert result.labels.tolist() == alone.labels.tolist()
+        assert result.heights.tolist() == alone.heights.tolist()
+        assert result.relaxed == alone.relaxed
+
+
+def test_no_spaces_at_all() -> None:
+    assert zip_match_many([], []) == []
+    with pytest.raises(InputError, match="sizes and widths: got 1 and 2 for 1"):
+        zip_match_many([np.eye(2)], [[2]], [1, 1])
+
+
+def test_large_matrix_on_any_number_of_threads() -> None:
+    matrix = correlations(np.random.default_rng(0), [150, 120], np.float32)
+    found = []
+    for threads in (1, 2, 5):
+        torch.set_num_threads(threads)
+        found.append(zip_match_info(matrix, [150, 120]))
+    assert all(torch.equal(found[0].labels, other.labels) for other in found[1:])
+    assert all(torch.equal(found[0].heights, other.heights) for other in found[1:])
+
+
+def test_overwrite_needs_a_plain_writable_matrix() -> None:
+    matrix = correlations(np.random.default_rng(0), [4, 4], np.float32)
+    with pytest.raises(InputError, match="overwrite needs a contiguous matrix"):
+        zip_match(torch.from_numpy(matrix).repeat(2, 2)[::2, ::2], [4, 4], overwrite=True)
+    matrix.setflags(write=False)
+    with pytest.raises(InputError, match="overwrite needs a contiguous and writable array"):
+        zip_match(matrix, [4, 4], overwrite=True)
+
+
+def test_is_a_torch_operation() -> None:
+    matrix = torch.from_numpy(correlations(np.random.default_rng(0), [5, 4], np.float32))
+    arguments = ([matrix], [5, 4], [2], [5], 0.5, 1.0, "auto")
+    torch.library.opcheck(torch.ops.hetmerge.zip.default, arguments)
+    torch.library.opcheck(torch.ops.hetmerge.zip_.default, ([matrix.clone()], *arguments[1:]))
+    compiled = torch.compile(
+        lambda x: zip_match(x, [5, 4]) + 1, fullgraph=True, backend="aot_eager"
+    )
+    assert torch.equal(compiled(matrix), zip_match(matrix, [5, 4]) + 1)
+
+
+@pytest.mark.gpu  # for its memory: machines without a GPU seldom have 20 GB to spare
+@pytest.mark.slow
+def test_index_products_beyond_32_bits() -> None:
+    total = 46_400
+    matrix = np.zeros((total, total), np.float32)
+    for i, j, value in ((total - 10, total - 1, 0.9), (3, total - 2, 0.8)):
+        matrix[i, j] = matrix[j, i] = value
+    found = zip_match_info(matrix, [total // 2, total // 2], total - 2, overwrite=True)
+    np.testing.assert_allclose(found.heights, [0.9, 0.8], rtol=1e-6)
+    assert found.labels[total - 10] == found.labels[total - 1]
+    assert found.labels[3] == found.labels[total - 2]
