@@ -2,7 +2,7 @@
 
 #include "bind.h"
 #include "parallel.h"
-#include "zipping.h"
+#include "zipping_rounds.h"
 
 namespace hetmerge {
 namespace {
@@ -76,6 +76,65 @@ std::vector<py::tuple> zip_spaces(const std::vector<py::tuple>& matrices,
     return results;
 }
 
+template <class T>
+std::vector<std::vector<Merge<T>>> rounds_of(const std::vector<View>& matrices,
+                                             const std::vector<ZipSettings>& settings, bool cuda,
+                                             std::uintptr_t stream) {
+    std::vector<const T*> data;
+    std::vector<Index> counts;
+    for (const View& matrix : matrices) {
+        data.push_back(matrix.data<const T>());
+        counts.push_back(matrix.shape[0]);
+    }
+    const T alpha = static_cast<T>(settings.empty() ? 1.0 : settings[0].alpha);
+    std::unique_ptr<RoundRows<T>> rows;
+    if (!cuda) rows = host_rows(data, counts, alpha);
+#ifdef HETMERGE_CUDA
+    if (cuda) rows = cuda_rows(data, counts, alpha, reinterpret_cast<void*>(stream));
+#else
+    (void)stream;
+    if (cuda) throw std::runtime_error("built without CUDA");
+#endif
+    return merge_in_rounds(*rows, settings);
+}
+
+// Labels and heights of each space; None where positive similarities did not suffice.
+std::vector<py::object> zip_in_rounds(const std::vector<py::tuple>& given,
+                                      const std::vector<std::vector<Index>>& sizes,
+                                      const std::vector<std::vector<Index>>& budgets,
+                                      const std::vector<Index>& widths, double alpha, bool cuda,
+                                      std::uintptr_t stream) {
+    const std::vector<View> matrices = to_views(given);
+    std::vector<ZipSettings> settings;
+    for (std::size_t k = 0; k < matrices.size(); ++k)
+        settings.push_back(
+            to_problem(matrices[k], sizes.at(k), budgets.at(k), widths.at(k), alpha, false, 1, -1)
+                .settings);
+    std::vector<py::object> results;
+    if (matrices.empty()) return results;
+    with_type(matrices[0].dtype, [&](auto* type) {
+        using T = std::remove_pointer_t<decltype(type)>;
+        std::vector<std::vector<Merge<T>>> steps;
+        {
+            py::gil_scoped_release release;
+            steps = rounds_of<T>(matrices, settings, cuda, stream);
+        }
+        for (std::size_t k = 0; k < steps.size(); ++k) {
+            Clusters clusters(sizes[k], budgets[k]);
+            std::vector<double> heights;
+            for (const Merge<T>& merge : steps[k]) {
+                clusters.join(merge.keep, merge.gone);
+                heights.push_back(static_cast<double>(merge.height));
+            }
+            if (clusters.live() == widths[k])
+                results.push_back(py::make_tuple(to_array(clusters.labels()), to_array(heights)));
+            else
+                results.push_back(py::none());
+        }
+    });
+    return results;
+}
+
 py::tuple check_view(const py::tuple& given, int threads) {
     const View matrix = to_view(given);
     check_square(matrix);
@@ -104,6 +163,9 @@ void register_zipping(py::module_& m) {
     m.def("zip", &zip_spaces, py::arg("similarities"), py::arg("sizes"), py::arg("budgets"),
           py::arg("widths"), py::arg("alpha"), py::arg("overwrite") = false, py::arg("threads") = 1,
           py::arg("rescan_limit") = -1);
+    m.def("zip_in_rounds", &zip_in_rounds, py::arg("similarities"), py::arg("sizes"),
+          py::arg("budgets"), py::arg("widths"), py::arg("alpha"), py::arg("cuda") = false,
+          py::arg("stream") = 0);
     m.def("check_symmetric", &check_view, py::arg("matrix"), py::arg("threads") = 1);
     m.def("mirror_upper", &mirror_view, py::arg("matrix"), py::arg("threads") = 1);
 }

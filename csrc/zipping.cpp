@@ -32,10 +32,7 @@ class Zipper {
           column_(size(n_), -1),
           stale_(size(n_), 0) {}
 
-    ZipOutcome run(const std::vector<Merge<T>>& steps) {
-        for (const Merge<T>& m : steps) commit(m);
-        if (clusters_.live() > width_)
-            for (const Merge<T>& m : steps) rows_.merge(m.keep, m.gone);
+    ZipOutcome run() {
         while (clusters_.live() > width_) {
             switch (greedy()) {
                 case Pause::none:
@@ -187,20 +184,10 @@ class Zipper {
 
 template <class T>
 ZipOutcome zip(const T* similarity, T* workspace, const ZipSettings& settings) {
-    return Zipper<T>(similarity, workspace, settings).run({});
-}
-
-template <class T>
-ZipOutcome zip_from(const std::vector<Merge<T>>& steps, const T* similarity, T* workspace,
-                    const ZipSettings& settings) {
-    return Zipper<T>(similarity, workspace, settings).run(steps);
+    return Zipper<T>(similarity, workspace, settings).run();
 }
 
 template ZipOutcome zip(const float*, float*, const ZipSettings&);
 template ZipOutcome zip(const double*, double*, const ZipSettings&);
-template ZipOutcome zip_from(const std::vector<Merge<float>>&, const float*, float*,
-                             const ZipSettings&);
-template ZipOutcome zip_from(const std::vector<Merge<double>>&, const double*, double*,
-                             const ZipSettings&);
 
 }  // namespace hetmerge

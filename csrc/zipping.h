@@ -31,12 +31,6 @@ struct ZipSettings {
 template <class T>
 ZipOutcome zip(const T* similarity, T* workspace, const ZipSettings& settings);
 
-// The same, from clusters that have been reached already by `steps` in greedy order. Where those
-// reach the width, `similarity` is not read.
-template <class T>
-ZipOutcome zip_from(const std::vector<Merge<T>>& steps, const T* similarity, T* workspace,
-                    const ZipSettings& settings);
-
 struct MatrixCheck {
     double peak;       // largest magnitude; NaN if any entry is not finite
     double asymmetry;  // largest |s(i, j) - s(j, i)|

@@ -17,6 +17,15 @@ def zip(
     threads: int = 1,
     rescan_limit: int = -1,
 ) -> list[tuple[NDArray[np.int64], NDArray[np.float64], bool, int, bool]]: ...
+def zip_in_rounds(
+    similarities: list[View],
+    sizes: list[list[int]],
+    budgets: list[list[int]],
+    widths: list[int],
+    alpha: float,
+    cuda: bool = False,
+    stream: int = 0,
+) -> list[tuple[NDArray[np.int64], NDArray[np.float64]] | None]: ...
 def check_symmetric(matrix: View, threads: int = 1) -> tuple[float, float]: ...
 def mirror_upper(matrix: View, threads: int = 1) -> None: ...
 

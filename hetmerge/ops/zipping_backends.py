@@ -9,11 +9,11 @@ from itertools import islice
 import torch
 from torch import Tensor
 
-from hetmerge.errors import InputError
+from hetmerge.errors import BackendError, InputError
 from hetmerge.ops.backend import available, choose
 from hetmerge.ops.native import threads, view
 
-ALGORITHMS = ("reference", "row-best", "row-best+chain")
+ALGORITHMS = ("reference", "row-best", "row-best+chain", "rounds")
 
 # How far a similarity may be from its transpose, relative to its largest magnitude. Matrix
 # products of both triangles round differently; anything beyond that is a different matrix.
@@ -38,10 +38,10 @@ def solve(
         similarities: square matrices; ``sizes`` holds ``parents[k]`` entries for the k-th.
     """
     device = similarities[0].device
-    name = choose("zip_match", backend, available(device, "native", "reference"))
+    name = choose("zip_match", backend, available(device, "native", "reference", "cuda"))
     rest = iter(sizes)
     shapes = [list(islice(rest, count)) for count in parents]
-    run = _native if name == "native" else _reference
+    run = {"native": _by_native, "reference": _by_reference, "cuda": _by_cuda}[name]
     outcomes = run(similarities, shapes, list(widths), alpha, beta, overwrite)
     return (
         torch.cat([labels for labels, _, _ in outcomes]).to(device),
@@ -50,7 +50,7 @@ def solve(
     )
 
 
-def _reference(
+def _by_reference(
     similarities: list[Tensor],
     sizes: list[list[int]],
     widths: list[int],
@@ -76,7 +76,7 @@ def _reference(
     return outcomes
 
 
-def _native(
+def _by_native(
     similarities: list[Tensor],
     sizes: list[list[int]],
     widths: list[int],
@@ -92,11 +92,12 @@ def _native(
         overwrite or matrix is not given
         for matrix, given in zip(matrices, similarities, strict=True)
     ]
-    for k, matrix in enumerate(matrices):
-        peak, asymmetry = _native.check_symmetric(view(matrix), threads())
+    checks = [_native.check_symmetric(view(matrix), threads()) for matrix in matrices]
+    for matrix, (peak, asymmetry) in zip(matrices, checks, strict=True):
         _check_values(matrix.dtype, peak, asymmetry)
+    for k, (_, asymmetry) in enumerate(checks):
         if asymmetry > 0:
-            matrices[k], owned[k] = matrix if owned[k] else matrix.clone(), True
+            matrices[k], owned[k] = matrices[k] if owned[k] else matrices[k].clone(), True
             _native.mirror_upper(view(matrices[k]), threads())
     found = _native.zip(
         [view(matrix) for matrix in matrices],
@@ -115,6 +116,55 @@ def _native(
         )
         for labels, heights, relaxed, rescans, chained in found
     ]
+
+
+def _by_cuda(
+    similarities: list[Tensor],
+    sizes: list[list[int]],
+    widths: list[int],
+    alpha: float,
+    beta: float,
+    overwrite: bool,
+) -> list[Outcome]:
+    """All spaces in rounds on their device; those that rounds cannot finish on the CPU."""
+    from hetmerge import _native
+
+    budgets = [_budgets(shape, width, beta) for shape, width in zip(sizes, widths, strict=True)]
+    with torch.cuda.device(similarities[0].device):
+        matrices = [_symmetric(matrix) for matrix in similarities]
+        stream = torch.cuda.current_stream().cuda_stream
+        views = [view(matrix) for matrix in matrices]
+        try:
+            found = _native.zip_in_rounds(views, sizes, budgets, widths, alpha, True, stream)
+        except RuntimeError as error:
+            raise BackendError(f"backend: zip_match on cuda: {error}") from error
+    outcomes = []
+    for k, one in enumerate(found):
+        if one is None:
+            outcomes += _by_native([matrices[k]], [sizes[k]], [widths[k]], alpha, beta, False)
+            continue
+        labels, heights = (torch.from_numpy(array) for array in one)
+        outcomes.append((labels, heights, [0, 0, ALGORITHMS.index("rounds")]))
+    return outcomes
+
+
+def _symmetric(matrix: Tensor) -> Tensor:
+    """The matrix, contiguous, after its check; the upper triangle counts where the two differ."""
+    matrix = matrix.contiguous()
+    peak = asymmetry = 0.0
+    for begin in range(0, len(matrix), 1024):
+        rows = matrix[begin : begin + 1024]
+        columns = matrix[:, begin : begin + 1024].T
+        largest = float(rows.abs().amax())
+        peak = max(peak, largest) if math.isfinite(largest) else math.nan
+        if math.isnan(peak):
+            break
+        asymmetry = max(asymmetry, float((rows - columns).abs().amax()))
+    _check_values(matrix.dtype, peak, asymmetry)
+    if asymmetry > 0:
+        upper = matrix.triu(1)
+        return upper + upper.T
+    return matrix
 
 
 def _budgets(sizes: list[int], width: int, beta: float) -> list[int]:
