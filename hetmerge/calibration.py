@@ -6,6 +6,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from hetmerge.alignment import DEPTHS, align
@@ -220,7 +221,7 @@ def _update(
         shifted: give every parent but the first the values of other inputs of the batch.
     """
     features: list[Tensor] = []
-    mask: Tensor | None = None
+    masks: list[Tensor] = []
     for turn, m in enumerate(setting.members(space)):
         node = setting.links[m].node(view.node)
         assert node is not None
@@ -228,11 +229,11 @@ def _update(
         value = walkers[m].value(node)[0]
         features.append(take(value.roll(turn, 0) if shifted else value, expr, view.dim, view.path))
         found = position_mask(call[1], value, features[-1])
-        if found is not None and shifted:
-            found = found.roll(turn * len(found) // len(value))
-        mask = found if mask is None else mask if found is None else mask & found
+        if found is not None:
+            masks.append(found.roll(turn * len(found) // len(value)) if shifted else found)
     if len({_positions(x) for x in features}) > 1:
         return
+    mask = torch.stack(masks).all(0) if masks else None
     try:
         moments.update(*features, mask=mask)
     except InputError as error:

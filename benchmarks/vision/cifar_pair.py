@@ -40,7 +40,8 @@ FIXES = {
     "refit": {"refit": True},
 }
 MERGES = [f"{match}+{fix}".rstrip("+") for match in ("permute", "zip") for fix in FIXES]
-ROWS = ["parents", "average", "ensemble", "head", "blocks", *MERGES, "identity+refit", "union"]
+MERGES += ["select+refit", "identity+refit"]
+ROWS = ["parents", "average", "ensemble", "head", "blocks", *MERGES, "union"]
 BATCH = 250
 
 
