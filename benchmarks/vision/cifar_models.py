@@ -68,12 +68,48 @@ class ResNet(nn.Module):
         return [name for name, module in self.named_modules() if isinstance(module, BasicBlock)]
 
 
+class ConvBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv = nn.Conv2d(inputs, outputs, 3, 1, 1, bias=False)
+        self.bn = nn.BatchNorm2d(outputs)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return torch.relu(self.bn(self.conv(x)))
+
+
+class VGG(nn.Module):
+    """Three stages of plain convolutions with BatchNorm, each behind a pooling but the first."""
+
+    def __init__(
+        self,
+        blocks: Sequence[int] = (4, 4, 4),
+        widths: Sequence[int] = (16, 32, 64),
+        classes: int = 10,
+    ) -> None:
+        super().__init__()
+        inputs = [3, *widths[:2]]
+        for index, (count, before, width) in enumerate(zip(blocks, inputs, widths, strict=True)):
+            first = ConvBlock(before, width)
+            rest = (ConvBlock(width, width) for _ in range(count - 1))
+            setattr(self, f"layer{index + 1}", nn.Sequential(first, *rest))
+        self.linear = nn.Linear(widths[2], classes)
+
+    def forward(self, x: Tensor) -> Tensor:
+        pool = nn.functional.max_pool2d
+        x = self.layer3(pool(self.layer2(pool(self.layer1(x), 2)), 2))
+        return self.linear(x.mean(dim=(2, 3)))
+
+    def block_names(self) -> list[str]:
+        return [name for name, module in self.named_modules() if isinstance(module, ConvBlock)]
+
+
 @dataclass(frozen=True)
 class Parent:
     """A loaded network, and which of the ten classes its outputs stand for."""
 
     name: str
-    net: ResNet
+    net: ResNet | VGG
     classes: tuple[int, ...]
 
 
