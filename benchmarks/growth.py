@@ -98,14 +98,14 @@ def slope(points: list[tuple[int, float]]) -> float:
 
 
 def draw(measured: dict[str, list[tuple[int, float]]], path: Path) -> None:
-    figure, axis = plt.subplots(figsize=(7.5, 5), layout="constrained")
+    figure, axis = plt.subplots(figsize=(7.5, 6), layout="constrained")
     for name, points in measured.items():
         unit = AXES.get(name, "features")
         label = f"{name} ({unit}): slope {slope(points):.2f}"
         axis.loglog(*zip(*points, strict=True), marker="o", markersize=4, label=label)
     axis.set(xlabel="size", ylabel="seconds", title="Time against size")
     axis.grid(True, which="major", alpha=0.3)
-    axis.legend(fontsize=8)
+    figure.legend(loc="outside lower center", ncols=2, fontsize=8)
     figure.savefig(path, dpi=130)
 
 

@@ -19,17 +19,18 @@ View problem(const View& scores, Index k) {
     return one;
 }
 
-// scores [batch, n, m] -> pairs [2, batch, min(n, m)], the first problem that is not finite (or
-// -1), scans of all. With `proof`: also totals, sums of the prices and infeasibilities, [batch]
-// each.
+// scores [batch, n, m] -> rows and columns of the pairs, [batch, min(n, m)] each, the first problem
+// that is not finite (or -1), scans of all. With `proof`: also totals, sums of the prices and
+// infeasibilities, [batch] each.
 py::tuple linear_sum_assignment(const py::tuple& given, bool maximise, int threads, bool proof) {
     const View scores = to_view(given);
     if (scores.dims() != 3 || (scores.dtype != DType::f32 && scores.dtype != DType::f64))
         throw std::invalid_argument("scores: must be [batch, n, m] of float32 or float64");
     const Index batch = scores.shape[0], n = scores.shape[1], m = scores.shape[2];
     const Index pairs = std::min(n, m);
-    py::array_t<Index> found(std::vector<py::ssize_t>{2, batch, pairs});
-    Index *rows = found.mutable_data(), *columns = rows + batch * pairs;
+    const std::vector<py::ssize_t> shape{batch, pairs};
+    py::array_t<Index> left(shape), right(shape);
+    Index *rows = left.mutable_data(), *columns = right.mutable_data();
     std::vector<Index> scans(static_cast<std::size_t>(batch));
     std::vector<double> prices(proof ? scans.size() : 0), violations(prices.size());
     std::vector<char> unfit(scans.size());
@@ -58,7 +59,8 @@ py::tuple linear_sum_assignment(const py::tuple& given, bool maximise, int threa
     Index first = -1;
     for (Index k = batch; k-- > 0;)
         if (unfit[static_cast<std::size_t>(k)]) first = k;
-    return py::make_tuple(found, first, to_array(scans), to_array(prices), to_array(violations));
+    return py::make_tuple(left, right, first, to_array(scans), to_array(prices),
+                          to_array(violations));
 }
 
 #ifdef HETMERGE_CUDA

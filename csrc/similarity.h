@@ -19,4 +19,13 @@ std::vector<double> centred_grams(const std::vector<View>& features,
 
 constexpr Index kGramDepth = 256;
 
+// table[i * columns.size() + j] = sum of rows[i][k] * columns[j][k] for k in [0, length). The order
+// of the sum does not depend on i and j: equal vectors give equal entries.
+void scalar_products(const std::vector<const double*>& rows,
+                     const std::vector<const double*>& columns, Index length, double* table,
+                     int threads);
+
+// sums[i] = the entry that scalar_products gives for rows[i] and itself.
+void squares(const std::vector<const double*>& rows, Index length, double* sums, int threads);
+
 }  // namespace hetmerge

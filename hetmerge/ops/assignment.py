@@ -81,9 +81,9 @@ def linear_sum_assignment_info(
     problems = _problems(score)
     choose("linear_sum_assignment", "native", available(torch.device("cpu"), "native"))
     flat = _flat(problems).cpu()
-    pairs, scans, prices, violations = _solve(flat, maximize, proof=True)
+    pairs, (scans, prices, violations) = _solve(flat, maximize, proof=True)
     batch = problems.shape[:-2]
-    rows, cols = pairs.reshape(2, *batch, pairs.shape[-1])
+    rows, cols = (x.reshape(*batch, x.shape[-1]) for x in pairs)
     index = torch.arange(len(flat))[:, None]
     total = flat.double()[index, pairs[0], pairs[1]].sum(-1).reshape(batch)
     bound = prices.reshape(batch)
@@ -94,7 +94,7 @@ def linear_sum_assignment_info(
         cols.to(device),
         total.to(device),
         gap.to(device),
-        (violations.reshape(batch) * pairs.shape[-1]).to(device),
+        (violations.reshape(batch) * cols.shape[-1]).to(device),
         scans.reshape(batch).to(device),
     )
 
@@ -112,22 +112,23 @@ def _problems(score: Tensor | NDArray[Any]) -> Tensor:
 
 
 def _implementation(score: Tensor, maximize: bool, backend: str) -> tuple[Tensor, Tensor]:
-    n, m = score.shape[-2:]
-    flat = _flat(score)
     name = choose("linear_sum_assignment", backend, _backends(score))
-    if name == "cuda":
-        _check_finite(bool(torch.isfinite(score).all()))
-        pairs = _solve_cuda(flat, maximize)
-    elif name == "native":
-        pairs = _solve(flat.cpu(), maximize)[0]
+    flat = _flat(score)
+    if name == "native":
+        rows, cols = _solve(flat.cpu(), maximize)[0]
     else:
-        from hetmerge.reference.assignment import linear_sum_assignment as reference
-
         _check_finite(bool(torch.isfinite(score).all()))
-        pairs = torch.empty(2, len(flat), min(n, m), dtype=torch.int64)
-        for k, matrix in enumerate(flat.cpu().numpy()):
-            pairs[:, k] = torch.from_numpy(np.stack(reference(matrix, maximize)))
-    pairs = pairs.to(score.device).reshape(2, *score.shape[:-2], min(n, m))
+        rows, cols = (_solve_cuda if name == "cuda" else _by_reference)(flat, maximize)
+    shape = (*score.shape[:-2], rows.shape[-1])
+    return rows.to(score.device).reshape(shape), cols.to(score.device).reshape(shape)
+
+
+def _by_reference(flat: Tensor, maximize: bool) -> tuple[Tensor, Tensor]:
+    from hetmerge.reference.assignment import linear_sum_assignment as reference
+
+    pairs = torch.empty(2, len(flat), min(flat.shape[1:]), dtype=torch.int64)
+    for k, matrix in enumerate(flat.cpu().numpy()):
+        pairs[:, k] = torch.from_numpy(np.stack(reference(matrix, maximize)))
     return pairs[0].clone(), pairs[1].clone()
 
 
@@ -167,19 +168,17 @@ def _check_finite(finite: bool) -> None:
 
 def _solve(
     flat: Tensor, maximize: bool, proof: bool = False
-) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+) -> tuple[tuple[Tensor, Tensor], list[Tensor]]:
+    """Rows and columns [batch, pairs]; scans and, with ``proof``, prices and violations [batch]."""
     from hetmerge import _native
 
-    pairs, unfit, scans, prices, violations = _native.linear_sum_assignment(
-        view(flat), maximize, threads(), proof
-    )
+    rows, cols, unfit, *rest = _native.linear_sum_assignment(view(flat), maximize, threads(), proof)
     _check_finite(unfit < 0)
-    arrays = (pairs, scans, prices, violations)
-    found = [torch.from_numpy(array) for array in arrays]
-    return found[0], found[1], found[2], found[3]
+    facts = [torch.from_numpy(array) for array in rest] if proof else []
+    return (torch.from_numpy(rows), torch.from_numpy(cols)), facts
 
 
-def _solve_cuda(flat: Tensor, maximize: bool) -> Tensor:
+def _solve_cuda(flat: Tensor, maximize: bool) -> tuple[Tensor, Tensor]:
     from hetmerge import _native
 
     batch, n, m = flat.shape
@@ -199,6 +198,6 @@ def _solve_cuda(flat: Tensor, maximize: bool) -> Tensor:
     found = columns.long()
     index = torch.arange(small, device=flat.device).expand(batch, small)
     if not turned:
-        return torch.stack([index, found])
+        return index.clone(), found
     order = found.argsort(1)
-    return torch.stack([found.gather(1, order), index.gather(1, order)])
+    return found.gather(1, order), index.gather(1, order)

@@ -234,9 +234,9 @@ def _cpu(tensors: Parents) -> list[Tensor | None]:
 
 def _empty(first: Tensor, rows: int, cols: int, dtype: torch.dtype) -> Tensor:
     """Room for the result: the axes in memory in the order in which ``first`` has them."""
-    shape = (rows, cols, *first.shape[2:])[: first.ndim] if first.ndim > 1 else (rows,)
+    shape = (rows, cols, *first.shape[2:])[: first.ndim]
     if first.is_contiguous():
-        return first.new_empty(shape, dtype=dtype)
+        return torch.empty(shape, dtype=dtype, device=first.device)
     strides = first.stride()
     order = sorted(range(first.ndim), key=lambda axis: -strides[axis])
     out = first.new_empty([shape[axis] for axis in order], dtype=dtype)

@@ -16,6 +16,7 @@ BLOCK = 2048  # features summed at a time, in the features' own precision
 PANEL = 64  # samples from which half a Gram matrix is cheaper than all of it
 # Squared lengths of float32 features that neither overflow nor lose their products to zero.
 SMALLEST, LARGEST = 1e-20, 1e37
+EMPTY = torch.zeros(0, 0, dtype=torch.float64)
 NARROW = (torch.float32, torch.float16, torch.bfloat16)  # what native code multiplies
 
 
@@ -60,9 +61,8 @@ class CKA:
     def __init__(self, backend: str = "auto") -> None:
         self.backend = backend
         self.batches = 0
-        self._cross = torch.zeros(0, 0, dtype=torch.float64)  # [La, Lb] sums of HSIC
-        self._self_a = torch.zeros(0, dtype=torch.float64)  # [La]
-        self._self_b = torch.zeros(0, dtype=torch.float64)  # [Lb]
+        # Sums of HSIC: [La, Lb] of all pairs, [La] and [Lb] of each layer with itself.
+        self._cross = self._self_a = self._self_b = EMPTY
 
     def update(self, features_a: Sequence[Tensor], features_b: Sequence[Tensor]) -> CKA:
         """Add one batch; the layer counts must be those of the first one.
@@ -92,14 +92,14 @@ class CKA:
         """
         if self.batches == 0:
             raise InputError("CKA: no batch was added, one or more are needed")
-        a, b = self._self_a[:, None], self._self_b[None, :]
-        scale = torch.where(a == b, a, a.sqrt() * b.sqrt())
-        ratio = self._cross / torch.where(scale > 0, scale, 1.0)
-        return torch.where(scale > 0, ratio.clamp(-1.0, 1.0), 0.0)
+        a, b = self._self_a[:, None], self._self_b
+        scale = (a / b).sqrt_().mul_(b)  # exactly b where a is b
+        return (self._cross / scale).clamp_(-1.0, 1.0).nan_to_num_(0.0)  # constant layers: 0 / 0
 
     def _add(self, cross: Tensor, self_a: Tensor, self_b: Tensor, batches: int) -> None:
         if self.batches == 0:
-            self._cross, self._self_a, self._self_b = cross.clone(), self_a.clone(), self_b.clone()
+            # Shared, perhaps with another accumulator: sums are never formed in place.
+            self._cross, self._self_a, self._self_b = cross, self_a, self_b
         elif cross.shape != self._cross.shape:
             raise InputError(
                 f"features: {list(cross.shape)} layers, but {list(self._cross.shape)} before"
@@ -161,16 +161,31 @@ def _run(
     )
     grams_b = grams_a if same else _centred_grams(features_b, "features_b", name)
     n = len(features_a[0])
+    multiply = _native_products if name == "native" else _products
+    return multiply(grams_a, grams_b, n * (n - 3))
+
+
+def _native_products(
+    grams_a: Tensor, grams_b: Tensor, divisor: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Scalar products of all pairs [La, Lb], and of each with itself; equal ones come out equal."""
+    from hetmerge import _native
+
+    found = _native.scalar_products(view(grams_a), view(grams_b), divisor, threads())
+    cross, self_a, self_b = (torch.from_numpy(array) for array in found)
+    return cross, self_a, self_b
+
+
+def _products(grams_a: Tensor, grams_b: Tensor, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`_native_products`, where a matrix product need not round like a sum."""
     cross = grams_a @ grams_b.T
     self_a = torch.stack([gram.dot(gram) for gram in grams_a])
-    self_b = self_a.clone() if same else torch.stack([gram.dot(gram) for gram in grams_b])
-    # A product need not round like the sums above; equal layers must come out as exactly 1.
+    self_b = torch.stack([gram.dot(gram) for gram in grams_b])
     near = cross >= (1 - 1e-9) * torch.maximum(self_a[:, None], self_b)
     for i, j in near.nonzero().tolist():
         if torch.equal(grams_a[i], grams_b[j]):
             cross[i, j] = self_a[i] = self_b[j]
-    scale = n * (n - 3)
-    return cross / scale, self_a / scale, self_b / scale
+    return cross.div_(divisor), self_a.div_(divisor), self_b.div_(divisor)
 
 
 def _fake(
@@ -194,17 +209,20 @@ def _check_finite(values: Tensor, name: str, layer: int) -> None:
 def _centred_grams(features: Sequence[Tensor], name: str, backend: str) -> Tensor:
     """[layers, n * n] float64: flattened Gram matrices whose scalar products are n (n - 3) HSIC."""
     n = len(features[0])
-    grams = features[0].new_zeros((len(features), n, n), dtype=torch.float64)
     flat = [layer.flatten(1) for layer in features]
     narrow = [k for k, layer in enumerate(flat) if layer.dtype != torch.float64]
     centred: list[int] = []
+    grams = features[0].new_empty((len(features), n, n), dtype=torch.float64)
     if backend == "native":
         centred = _native(grams, flat)
-    elif backend == "triton" and narrow:
+        if len(centred) == len(flat):
+            return grams.flatten(1)
+    grams[[k for k in range(len(flat)) if k not in centred]] = 0
+    if backend == "triton" and narrow:
         from hetmerge.kernels.similarity import launch_grams
 
         grams[narrow] = launch_grams([flat[k] for k in narrow]).double()
-    else:
+    elif backend != "native":
         for k in narrow:
             _add_gram(grams[k], flat[k], torch.float32)
     for k, (gram, layer) in enumerate(zip(grams, flat, strict=True)):

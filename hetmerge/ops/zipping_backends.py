@@ -6,6 +6,7 @@ import math
 from collections.abc import Sequence
 from itertools import islice
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -43,11 +44,12 @@ def solve(
     shapes = [list(islice(rest, count)) for count in parents]
     run = {"native": _by_native, "reference": _by_reference, "cuda": _by_cuda}[name]
     outcomes = run(similarities, shapes, list(widths), alpha, beta, overwrite)
-    return (
-        torch.cat([labels for labels, _, _ in outcomes]).to(device),
-        torch.cat([heights for _, heights, _ in outcomes]).to(device),
-        torch.tensor([counts for _, _, counts in outcomes], dtype=torch.int64),
-    )
+    labels, heights, _ = outcomes[0]
+    if len(outcomes) > 1:
+        labels = torch.cat([labels for labels, _, _ in outcomes])
+        heights = torch.cat([heights for _, heights, _ in outcomes])
+    counts = torch.from_numpy(np.array([one[2] for one in outcomes]))
+    return labels.to(device), heights.to(device), counts
 
 
 def _by_reference(
