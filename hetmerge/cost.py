@@ -76,23 +76,23 @@ def estimate(
     total = sum(samples_of(call) for call in calls)
     if not calls:
         return Cost(0, (), 0, 0, 0)
-    growth = _numel(flat_inputs(*c) for c in calls) / _numel([flat_inputs(*calls[0])])
+    growth = _numel(flat_inputs(*c) for c in calls) / _numel([flat_inputs(*setting.call)])
     meter = _Meter()
     ledgers = [_Ledger(network.graph.program, growth, len(calls), meter) for network in networks]
     folds = len(folds_of(len(calls))) if auto else 1
     steps = steps_of(merged, setting, refit=refit)
     systems, flops = [], 0.0
     for step in visit(steps, steps, ledgers[0], ledgers[1:]):
-        for name in step.before:
-            ledgers[0].compute([name])
         for ledger, names in zip(ledgers[1:], step.parents, strict=True):
             ledger.compute(names)
+        for name in step.before:
+            ledgers[0].compute([name])
         if refit:
             system, width = _system(merged, step.group, growth)
             blocks = blocks_of(step.group.layers)
             systems.append(system)
             flops += _flops(system, width, blocks, folds)
-            meter.note(_scratch(ledgers[0], step, system, width, blocks, folds))
+            meter.note(0, _scratch(ledgers[0], step, system, width, blocks, folds))
         ledgers[0].compute(step.after)
     weights = sum(_bytes(network.state.values()) for network in networks)
     flops += sum(_forward(network, growth) for network in networks)
@@ -112,11 +112,11 @@ class _Meter:
         self.ledgers: list[_Ledger] = []
         self.peak = self.streams = 0.0
 
-    def note(self, extra: float) -> None:
-        """Something needs `extra` bytes besides the values that exist."""
-        streams = sum(ledger.bytes for ledger in self.ledgers)
+    def note(self, new: float, scratch: float) -> None:
+        """New values are made, with `scratch` bytes besides, while the others still exist."""
+        streams = sum(ledger.bytes for ledger in self.ledgers) + new
         self.streams = max(self.streams, streams)
-        self.peak = max(self.peak, streams + extra)
+        self.peak = max(self.peak, streams + scratch)
 
 
 class _Ledger(Schedule):
@@ -147,11 +147,12 @@ class _Ledger(Schedule):
             for leaf in _leaves(node)
             if _key(leaf) not in self.inputs
         ]
-        extra: float = sum(size for _, size in found)
+        known = {key for value in self.values.values() for key, _ in value}
+        new: float = sum(size for key, size in found if key not in known)
+        scratch = 0.0
         if op_name(node) in CONVOLUTIONS:  # oneDNN works on copies in a layout of its own
-            source = self.size(node.all_input_nodes[0].name)
-            extra += (source + extra) / self.batches
-        self.meter.note(extra)
+            scratch = (self.size(node.all_input_nodes[0].name) + new) / self.batches
+        self.meter.note(new, scratch)
         return found
 
     def size(self, name: str) -> float:

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hetmerge.layers import Layer
 
-MOST_ROWS, FEWEST_ROWS, ROWS_PER_INPUT = 60_000, 16_000, 50
+MOST_ROWS, FEWEST_ROWS, ROWS_PER_INPUT = 60_000, 30_000, 50
 RIDGE = 1e-2
 FOLDS = 4  # parts of the batches that a ridge is chosen by
 ENOUGH = 2  # rows per input below which a system is called too small
