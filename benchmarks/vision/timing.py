@@ -1,4 +1,4 @@
-"""Where the time of one merge goes: tracing, planning, applying; and the peak of memory, stated and measured.
+"""Where the time of one merge goes: tracing, planning, applying; and its memory, stated and measured.
 
 python benchmarks/vision/timing.py --images 1000
 """
@@ -63,7 +63,7 @@ def main() -> None:
     timed("apply (traces again)", lambda: hm.apply(plan, models, batches, progress=False))
     growth = memory("VmHWM") - before
     OUT.print(
-        f"apply's peak memory: {growth / 1e6:.0f} MB measured over {before / 1e6:.0f} MB before it, "
+        f"peak memory of apply: {growth / 1e6:.0f} MB over {before / 1e6:.0f} MB before it, "
         f"{cost.peak_bytes / 1e6:.0f} MB stated ({cost.peak_bytes / growth - 1:+.0%})"
     )
 
