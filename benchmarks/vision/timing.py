@@ -1,4 +1,4 @@
-"""Where the time of one merge goes: tracing, planning, applying; and its memory, stated and measured.
+"""Where the time of one merge goes (tracing, planning, applying), and its memory.
 
 python benchmarks/vision/timing.py --images 1000
 """
