@@ -12,15 +12,16 @@ from torch import nn
 
 from hetmerge.blueprint import Blueprint
 from hetmerge.building import build
+from hetmerge.calibration import FEWEST
+from hetmerge.cost import Cost, estimate
 from hetmerge.errors import InputError, PlanError
-from hetmerge.network import Call, Network
+from hetmerge.network import Call, Network, samples
 from hetmerge.outputs import is_output
 from hetmerge.partition import Partition, merged_size
 from hetmerge.planning import AlignmentPlan, as_batches, setting_of
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
-from hetmerge.refit import Fitter
-from hetmerge.repair import REPAIRS
+from hetmerge.refit import Fitter, Refit
 from hetmerge.report import Report, make_report
 from hetmerge.scores import Evaluate, compare
 from hetmerge.setting import Setting
@@ -79,6 +80,7 @@ def apply(
     batches: Iterable[Any] | None = None,
     *,
     refit: bool | None = None,
+    ridge: float | str | None = None,
     repair: str | None = None,
     weights: Sequence[float] | None = None,
     seed: int | None = None,
@@ -91,58 +93,95 @@ def apply(
         models: the parents the plan was made for, in the same order; never modified.
         batches: calibration inputs for refit and repair; needed unless both are off or the merge is
             exact.
-        refit, repair, weights, seed: override what the plan says.
+        refit, ridge, repair, weights, seed: override what the plan says.
         progress: show bars on standard error; None: only on a terminal.
 
     Raises:
         PlanError: the plan was made for other models.
         InputError: an option is out of range, or refit is asked for without batches.
     """
-    changes = {"refit": refit, "repair": repair, "weights": weights, "seed": seed}
+    changes = {"refit": refit, "ridge": ridge, "repair": repair, "weights": weights, "seed": seed}
     plan = plan.with_options(**{k: v for k, v in changes.items() if v is not None})
     calls = as_batches(batches)
     setting, partitions = setting_of(plan, models)
-    return execute(plan, setting, partitions, calls, Progress(progress))
+    return prepare(plan, setting, partitions, calls).run(Progress(progress))
 
 
-def execute(
+@dataclass(frozen=True)
+class Prepared:
+    """A projected network before it is corrected, and what that will cost."""
+
+    plan: AlignmentPlan
+    projector: Projector
+    merged: Network
+    blueprint: Blueprint
+    calls: Sequence[Call]
+    exact: bool
+    started: float
+
+    @property
+    def refit(self) -> bool:
+        """Layers will be solved for."""
+        return self.plan.options.refit and not self.exact
+
+    @property
+    def cost(self) -> Cost:
+        """Of the refit, or of what stands in its place."""
+        return estimate(
+            self.merged,
+            self.projector.setting,
+            self.calls,
+            refit=self.refit,
+            auto=self.plan.options.ridge == "auto",
+        )
+
+    def run(self, progress: Progress) -> MergeResult:
+        """Correct and report."""
+        options, setting = self.plan.options, self.projector.setting
+        found = Refit()
+        if self.calls:
+            found = Fitter(
+                self.merged,
+                self.projector,
+                self.calls,
+                refit=self.refit,
+                repair="none" if options.refit else options.repair,
+                ridge=options.ridge,
+                seed=options.seed,
+                progress=progress,
+            ).run()
+        model = self.merged.model
+        _finish(model, setting)
+        report = make_report(self.plan, setting, self.projector, model, found, self.exact)
+        report.seconds["apply"] = time.perf_counter() - self.started
+        return MergeResult(model, self.plan, report, self.blueprint)
+
+
+def prepare(
     plan: AlignmentPlan,
     setting: Setting,
     partitions: dict[int, Partition],
     calls: Sequence[Call],
-    progress: Progress,
-) -> MergeResult:
-    """Project, build, correct and report."""
+) -> Prepared:
+    """Check, project and build."""
     started = time.perf_counter()
     options = plan.options
-    if options.repair not in REPAIRS:
-        raise InputError(f"repair: got {options.repair!r}; allowed: {', '.join(REPAIRS)}")
     exact = is_exact(setting, partitions)
-    if (options.refit and not exact or options.repair != "none") and not calls:
+    correcting = options.refit and not exact or options.repair != "none"
+    if correcting and not calls:
         raise InputError(
             "batches: none given, but refit or repair needs calibration inputs; "
             "pass batches=, or refit=False and repair='none'"
         )
+    if correcting and (count := sum(samples(call) for call in calls)) < FEWEST:
+        raise InputError(
+            f"batches: got {count} samples in all; allowed: {FEWEST} or more for refit or repair"
+        )
     projector = Projector(setting, partitions, plan.weights)
-    state = projector.state()
-    model, blueprint = build(setting, projector.widths, state)
+    model, blueprint = build(setting, projector.widths, projector.state())
     merged = Network(model, setting.call, "merged model", fold=False)
     _check_same_program(setting.skeleton, merged, projector.widths)
-    fits = []
-    if calls:
-        fits = Fitter(
-            merged,
-            projector,
-            calls,
-            refit=options.refit and not exact,
-            repair="none" if options.refit else options.repair,
-            seed=options.seed,
-            progress=progress,
-        ).run()
-    _finish(merged.model, setting)
-    report = make_report(plan, setting, partitions, merged.model, fits, exact)
-    report.seconds["apply"] = time.perf_counter() - started
-    return MergeResult(merged.model, plan, report, blueprint)
+    return Prepared(plan, projector, merged, blueprint, calls, exact, started)
 
 
 def is_exact(setting: Setting, partitions: dict[int, Partition]) -> bool:

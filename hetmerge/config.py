@@ -81,6 +81,7 @@ class MergeParameters(Section):
     beta: Annotated[float, Field(ge=0)] = 1.0
     width: Annotated[Any, BeforeValidator(_width)] = "max"
     refit: bool = True
+    ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = 0.01
     repair: Literal["none", "bn", "repair"] = "none"
     seed: Annotated[int, Field(ge=0)] = 0
     backend: Literal["auto", "reference", "native", "torch", "triton", "cuda"] = "auto"

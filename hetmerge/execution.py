@@ -15,37 +15,30 @@ from torch.utils import _pytree as pytree
 Value = Any
 
 
-class Walker:
-    """Demand-driven execution of one program over a list of batches.
+class Schedule:
+    """Which values of a program exist while it is run on demand.
 
-    Every graph node holds one value per batch. A value is computed when first asked for and freed
-    when its last reader has run, unless it is held. Parameters are read from `state` at the
-    moment a node runs, so a caller may change a tensor before the first node that reads it.
+    Every graph node holds one value per batch. A value is made when first asked for and freed when
+    its last reader has run, unless it is held.
 
     Args:
-        programs: one exported program per batch (the same graph, perhaps other batch sizes).
-        state: parameter and buffer name -> tensor.
-        batches: per batch, the flat list of the program's user inputs.
+        program: any program of the graph.
     """
 
-    def __init__(
-        self,
-        programs: Sequence[ExportedProgram],
-        state: Mapping[str, Tensor],
-        batches: Sequence[Sequence[Value]],
-    ) -> None:
-        self.state = state
-        self.programs = programs
-        self.nodes = [{n.name: n for n in p.graph.nodes} for p in programs]
-        self.order = {n.name: i for i, n in enumerate(programs[0].graph.nodes)}
+    def __init__(self, program: ExportedProgram) -> None:
+        self.graph = {n.name: n for n in program.graph.nodes}
+        self.order = {name: i for i, name in enumerate(self.graph)}
         self.values: dict[str, list[Value]] = {}
         self._held: dict[str, int] = {}
         self._done: set[str] = set()
-        self._sources = [_sources(p, b) for p, b in zip(programs, batches, strict=True)]
-        live = _live(programs[0])
+        live = _live(program)
         self._readers = {
-            n.name: sum(u.name in live for u in n.users) for n in programs[0].graph.nodes
+            name: sum(u.name in live for u in n.users) for name, n in self.graph.items()
         }
+
+    def make(self, name: str) -> list[Value]:
+        """The values of a node whose inputs exist, one per batch."""
+        raise NotImplementedError
 
     def value(self, name: str) -> list[Value]:
         """The values of node `name`, one per batch; computes what it needs."""
@@ -73,7 +66,7 @@ class Walker:
 
     def forget(self, name: str, *, itself: bool = True) -> None:
         """Drop what was computed from node `name` (and its own value), to be computed again."""
-        stack = [self.nodes[0][name]] if itself else list(self.nodes[0][name].users)
+        stack = [self.graph[name]] if itself else list(self.graph[name].users)
         while stack:
             node = stack.pop()
             if node.name not in self._done:
@@ -93,15 +86,15 @@ class Walker:
             if name in self._done:
                 raise RuntimeError(f"value of {name} was freed before it was asked for")
             need.add(name)
-            for source in self.nodes[0][name].all_input_nodes:
+            for source in self.graph[name].all_input_nodes:
                 if source.op == "call_function" and source.name not in self.values:
                     stack.append(source.name)
         return sorted(need, key=self.order.__getitem__)
 
     def _run(self, name: str) -> None:
-        self.values[name] = [self._evaluate(nodes[name], i) for i, nodes in enumerate(self.nodes)]
+        self.values[name] = self.make(name)
         self._done.add(name)
-        node = self.nodes[0][name]
+        node = self.graph[name]
         for source in node.all_input_nodes:
             self._readers[source.name] -= 1
             self._collect(source.name)
@@ -109,6 +102,34 @@ class Walker:
     def _collect(self, name: str) -> None:
         if self._readers[name] <= 0 and not self._held.get(name):
             self.values.pop(name, None)
+
+
+class Walker(Schedule):
+    """Demand-driven execution of one program over a list of batches.
+
+    Parameters are read from `state` at the moment a node runs, so a caller may change a tensor
+    before the first node that reads it.
+
+    Args:
+        programs: one exported program per batch (the same graph, perhaps other batch sizes).
+        state: parameter and buffer name -> tensor.
+        batches: per batch, the flat list of the program's user inputs.
+    """
+
+    def __init__(
+        self,
+        programs: Sequence[ExportedProgram],
+        state: Mapping[str, Tensor],
+        batches: Sequence[Sequence[Value]],
+    ) -> None:
+        super().__init__(programs[0])
+        self.state = state
+        self.programs = programs
+        self.nodes = [{n.name: n for n in p.graph.nodes} for p in programs]
+        self._sources = [_sources(p, b) for p, b in zip(programs, batches, strict=True)]
+
+    def make(self, name: str) -> list[Value]:
+        return [self._evaluate(nodes[name], i) for i, nodes in enumerate(self.nodes)]
 
     def _evaluate(self, node: Node, index: int) -> Value:
         if node.op != "call_function":

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -157,6 +158,24 @@ def _tail(node: Node, names: dict[str, str]) -> tuple[str, Node, str | None]:
 
 def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
+
+
+def left_out(program: ExportedProgram, groups: Sequence[Group]) -> dict[str, str]:
+    """Weights (two or more dimensions) that no group solves for -> why not."""
+    names = tensor_names(program)
+    solved = {layer.weight for group in groups for layer in group.layers}
+    parameters = set(program.graph_signature.inputs_to_parameters)
+    found: dict[str, str] = {}
+    for node in program.graph.nodes:
+        name = names.get(node.name)
+        if node.name not in parameters or node.meta["val"].dim() < 2 or name in solved:
+            continue
+        readers = sorted({op_name(user) for user in node.users})
+        if len(node.users) > 1:
+            found[str(name)] = f"read in {len(node.users)} places ({', '.join(readers)})"
+        elif readers:
+            found[str(name)] = f"read by {readers[0]}, which is no linear map of one input"
+    return found
 
 
 def find_groups(program: ExportedProgram, layers: tuple[Layer, ...]) -> tuple[Group, ...]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 import torch.nn.functional as F
@@ -12,6 +12,8 @@ from torch import Tensor
 from hetmerge.layers import Layer
 from hetmerge.ops.operand import Operand, columns_last, patches, selected
 from hetmerge.ops.products import cross, gram
+
+RIDGES = (1e-4, 1e-3, 1e-2, 1e-1)  # what "auto" chooses from
 
 
 @dataclass
@@ -33,15 +35,50 @@ class Normal:
 
         Args:
             inputs: per block, the operands that lie side by side in X.
-            target: [rows, blocks * r], block after block.
+            target: [images, blocks * r, positions], block after block; rows by image, then
+                position.
         """
         blocks = target.unflatten(1, (len(inputs), -1)).movedim(1, 0)
-        self.rows += len(target)
-        self.gram = self.gram + torch.stack([gram(x) for x in inputs])
         pairs = zip(inputs, blocks, strict=True)
-        self.cross = self.cross + torch.stack([cross(x, [columns_last(t)]) for x, t in pairs])
-        self.total = self.total + blocks.sum(1, dtype=torch.float64)
-        self.power += float(torch.linalg.vector_norm(target, dtype=torch.float64).square())
+        self += Normal(
+            target.shape[0] * target.shape[2],
+            torch.stack([gram(x) for x in inputs]),
+            torch.stack([cross(x, [columns_last(t.movedim(1, 2))]) for x, t in pairs]),
+            blocks.sum((1, 3), dtype=torch.float64),
+            float(torch.linalg.vector_norm(target, dtype=torch.float64).square()),
+        )
+
+    def __iadd__(self, other: Normal) -> Normal:
+        if not self.rows:
+            self.gram, self.cross, self.total = other.gram, other.cross, other.total
+        else:
+            self.gram.add_(other.gram)
+            self.cross.add_(other.cross)
+            self.total.add_(other.total)
+        self.rows += other.rows
+        self.power += other.power
+        return self
+
+    @staticmethod
+    def sum(parts: Sequence[Normal]) -> Normal:
+        """All rows of the parts, which stay as they are."""
+        first, *rest = parts
+        if not rest:
+            return first
+        total = replace(first, gram=first.gram.clone(), cross=first.cross.clone())
+        total.total = first.total.clone()
+        for part in rest:
+            total += part
+        return total
+
+    def __sub__(self, other: Normal) -> Normal:
+        return Normal(
+            self.rows - other.rows,
+            self.gram - other.gram,
+            self.cross - other.cross,
+            self.total - other.total,
+            self.power - other.power,
+        )
 
     def solve(self, prior: Tensor, ridge: float, bias: bool) -> Tensor:
         """Weights [blocks, p, r] nearest to `prior` [blocks, p, r] under the ridge.
@@ -49,26 +86,69 @@ class Normal:
         Minimises |X W - T|^2 / rows + ridge * d * |W - prior|^2 with d the mean diagonal of
         X'X / rows; a bias, the last of the p columns, is not penalised.
         """
-        gram, cross = self.gram / self.rows, self.cross / self.rows
-        diagonal = gram.diagonal(dim1=1, dim2=2)
-        free = diagonal[:, :-1] if bias else diagonal
-        scale = free.mean(1, keepdim=True) if free.shape[1] else diagonal.new_ones(len(gram), 1)
-        penalty = (ridge * scale).clamp_min(torch.finfo(torch.float64).tiny).expand(diagonal.shape)
-        penalty = penalty.clone()
-        if bias:
-            penalty[:, -1] = 1e-12
-        step = torch.linalg.solve(gram + torch.diag_embed(penalty), cross - gram @ prior)
-        solved: Tensor = prior + step
-        return solved
+        (step,) = self.steps(prior, [ridge], bias)
+        return prior + step
+
+    def steps(self, prior: Tensor, ridges: Sequence[float], bias: bool) -> list[Tensor]:
+        """W - prior of :meth:`solve` for several ridges."""
+        system = self.gram / self.rows
+        missing = self.cross / self.rows - system @ prior
+        diagonal = system.diagonal(dim1=1, dim2=2)
+        plain = diagonal.clone()
+        free = plain[:, :-1] if bias else plain
+        scale = free.mean(1, keepdim=True) if free.shape[1] else plain.new_ones(len(plain), 1)
+        found = []
+        for ridge in ridges:
+            diagonal.copy_(plain)
+            penalty = (ridge * scale).clamp_min(torch.finfo(torch.float64).tiny)
+            penalty = penalty.expand(plain.shape).clone()
+            if bias:
+                penalty[:, -1] = 1e-12
+            found.append(_solve_definite(system, penalty, missing))
+        return found
 
     def explained(self, weights: Tensor) -> float:
         """Share of the targets' variance that these weights explain (1 is all of it)."""
-        mean = self.total.square().sum() / self.rows
-        variance = self.power - float(mean)
-        fit = weights.transpose(1, 2) @ self.gram @ weights
-        error = self.power - float(2 * (weights * self.cross).sum())
-        error += float(fit.diagonal(dim1=1, dim2=2).sum())
-        return 1 - error / variance if variance > 0 else 1.0
+        variance = self.power - float(self.total.square().sum() / self.rows)
+        return 1 - self.error(weights) / variance if variance > 0 else 1.0
+
+    def error(self, weights: Tensor) -> float:
+        """|X W - T|^2 of weights [blocks, p, r]."""
+        return self.power + float((weights * (self.gram @ weights - 2 * self.cross)).sum())
+
+
+def _solve_definite(system: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
+    """(system + penalty)^-1 right [blocks, p, r]; `system` is used as scratch space.
+
+    A penalty below the rounding of the products can leave the matrix indefinite: it is then raised
+    tenfold until it does not.
+    """
+    diagonal = system.diagonal(dim1=1, dim2=2)
+    plain = diagonal.clone()
+    while True:
+        diagonal.copy_(plain + penalty)
+        factor, failed = torch.linalg.cholesky_ex(system)
+        if not bool(failed.any()):
+            return torch.cholesky_solve(right, factor)
+        penalty = penalty * 10
+
+
+def held_out(folds: Sequence[Normal], prior: Tensor, bias: bool) -> list[float]:
+    """Per ridge of RIDGES, the squared error of solutions on the part of the rows they did not see.
+
+    All of it follows from sums: the rest of fold k has normal equations total - fold_k, and its
+    solution W errs by  power_k - 2 <W, cross_k> + <W, gram_k W>  on fold k.
+
+    Args:
+        folds: normal equations of disjoint sets of batches, two or more.
+        prior: [blocks, p, r].
+        bias: the last of the p columns is a bias.
+    """
+    total, errors = Normal.sum(folds), [0.0] * len(RIDGES)
+    for fold in folds:
+        for i, step in enumerate((total - fold).steps(prior, RIDGES, bias)):
+            errors[i] += fold.error(prior + step)
+    return errors
 
 
 def sample_positions(
@@ -89,13 +169,10 @@ def sample_positions(
 
 
 def pick(value: Tensor, positions: Tensor, spatial: int) -> Tensor:
-    """Rows [rows, features] of a value at sampled positions."""
+    """A value at sampled positions, [images, features, positions]; one image for a linear map."""
     positions = positions.to(value.device)
-    if not spatial:
-        return value.reshape(-1, value.shape[-1])[positions]
-    grid = value.flatten(2)
-    picked = grid if len(positions) == grid.shape[2] else grid[:, :, positions]
-    return picked.transpose(1, 2).reshape(-1, value.shape[1])
+    grid = value.flatten(2) if spatial else value.reshape(-1, value.shape[-1]).T[None]
+    return grid if len(positions) == grid.shape[2] else grid[:, :, positions]
 
 
 def inputs_of(

@@ -8,12 +8,13 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-import hetmerge as hm
-from hetmerge.applying import MergeResult
+from hetmerge.applying import MergeResult, prepare
 from hetmerge.config import MergeConfig, read_config
 from hetmerge.errors import InputError
 from hetmerge.files import check_new
 from hetmerge.inputs import array_batches, token_batches
+from hetmerge.planning import plan_statistics
+from hetmerge.progress import Progress
 from hetmerge.report import Report
 from hetmerge.sources import check_source, is_huggingface, load_model, load_tokenizer
 
@@ -41,10 +42,12 @@ def run(config_path: Path, out: Path, console: "Console | None") -> None:
         "weights": config.weights,
     }
     progress = None if console else False
-    plan = hm.plan(models, batches, progress=progress, **options)
+    plan, statistics, partitions = plan_statistics(models, batches, progress=progress, **options)
+    prepared = prepare(plan, statistics.setting, partitions, statistics.calls)
     if console:
-        console.print(plan.summary(), markup=False, highlight=False, soft_wrap=True)
-    result = hm.apply(plan, models, batches, progress=progress)
+        text = f"{plan.summary()}\n{prepared.cost.summary()}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
+    result = prepared.run(Progress(progress))
     if config.out_dtype:
         result.model.to(getattr(torch, config.out_dtype))
     _write(result, config, config_path, out)
@@ -117,6 +120,8 @@ def _print_report(console: "Console", report: Report) -> None:
         lines["refit"] = (
             f"{len(report.fits)} layer groups; mean variance explained {before:.3f} -> {after:.3f}"
         )
+    if report.left_out:
+        lines["left as it was"] = "; ".join(f"{k}: {v}" for k, v in report.left_out.items())
     lines |= {f"seconds, {part}": f"{value:.1f}" for part, value in report.seconds.items()}
     width = max(map(len, lines))
     for name, text in lines.items():

@@ -7,7 +7,7 @@ from typing import Any
 
 from torch import nn
 
-from hetmerge.applying import MergeResult, execute
+from hetmerge.applying import MergeResult, prepare
 from hetmerge.planning import plan_statistics
 from hetmerge.progress import Progress
 
@@ -29,7 +29,7 @@ def merge(
         blocks: stages named by hand: per parent, per stage, the module paths of its blocks.
         progress: show bars on standard error; None: only on a terminal.
         **options: see :class:`hetmerge.options.Options`: depth, match, outputs, labels, alpha,
-            beta, width, weights, refit, repair, seed, backend.
+            beta, width, weights, refit, ridge, repair, seed, backend.
 
     Returns:
         The merged model, its plan and a report.
@@ -37,4 +37,5 @@ def merge(
     plan, statistics, partitions = plan_statistics(
         models, batches, blocks=blocks, progress=progress, **options
     )
-    return execute(plan, statistics.setting, partitions, statistics.calls, Progress(progress))
+    prepared = prepare(plan, statistics.setting, partitions, statistics.calls)
+    return prepared.run(Progress(progress))

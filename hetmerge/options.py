@@ -13,6 +13,7 @@ from hetmerge.alignment import DEPTHS
 from hetmerge.errors import InputError
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
+from hetmerge.systems import RIDGE
 from hetmerge.widths import Width
 
 MATCHES = ("zip", "permute", "select", "identity")
@@ -38,6 +39,8 @@ class Options:
         width: "max", "union", a factor of the widest parent, or a dict of space name -> choice.
         weights: one per parent; default equal.
         refit: solve every layer in closed form on the calibration inputs.
+        ridge: of refit, relative to the mean square of a layer's inputs: "auto" (each layer's own,
+            by the error on calibration batches left out) or a number, of heads a tenth of it.
         repair: "none", "bn" or "repair", where refit is off.
         seed: of the positions that refit samples.
         backend: of the kernels.
@@ -53,6 +56,7 @@ class Options:
     width: Width = "max"
     weights: list[float] | None = None
     refit: bool = True
+    ridge: float | str = RIDGE
     repair: str = "none"
     seed: int = 0
     backend: str = "auto"
@@ -74,6 +78,8 @@ class Options:
             raise InputError(f"beta: got {self.beta}; allowed: finite and at least 0")
         if not isinstance(self.refit, bool):
             raise InputError(f"refit: got {self.refit!r}; allowed: True or False")
+        if self.ridge != "auto" and not _positive(self.ridge):
+            raise InputError(f"ridge: got {self.ridge!r}; allowed: 'auto', or a number above 0")
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InputError(f"seed: got {self.seed!r}; allowed: an integer")
 
@@ -130,6 +136,11 @@ def _numbers(weights: Any) -> list[float]:
     if _listed(weights) and all(isinstance(w, (int, float)) for w in weights):
         return [float(w) for w in weights]
     raise InputError(f"weights: got {weights!r}; allowed: one number per model")
+
+
+def _positive(value: object) -> bool:
+    number = isinstance(value, (int, float)) and not isinstance(value, bool)
+    return number and math.isfinite(float(value)) and float(value) > 0  # type: ignore[arg-type]
 
 
 def _listed(value: object) -> bool:

@@ -66,6 +66,8 @@ def render(report: Report, plan: AlignmentPlan) -> str:
     if report.fits:
         fits = [(_short(fit["layers"]), fit["before"], fit["after"]) for fit in report.fits]
         parts += ["<h2>Refit</h2>", svg(fits_figure(fits))]
+    if report.left_out:
+        parts += ["<p>Not refitted:</p>", _table(("layer", "why"), report.left_out.items())]
     if report.notes:
         parts += ["<h2>Remarks</h2>", "<ul>", *(f"<li>{escape(n)}</li>" for n in report.notes)]
         parts.append("</ul>")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import Tensor, nn
@@ -20,6 +20,9 @@ from hetmerge.network import Call, Network
 from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.setting import Setting, build_setting
+
+if TYPE_CHECKING:
+    from hetmerge.cost import Cost
 
 
 @dataclass(frozen=True)
@@ -122,6 +125,19 @@ class AlignmentPlan:
         from hetmerge.plan_files import read_plan
 
         return read_plan(Path(directory))
+
+    def cost(self, models: Sequence[nn.Module], batches: Iterable[Any]) -> Cost:
+        """What :func:`hetmerge.apply` will take on these batches: rows, memory, operations.
+
+        Nothing is run but the tracing and projecting that `apply` begins with.
+
+        Raises:
+            PlanError: the plan was made for other models.
+            InputError: the batches do not do for refit.
+        """
+        from hetmerge.applying import prepare
+
+        return prepare(self, *setting_of(self, models), as_batches(batches)).cost
 
     def summary(self) -> str:
         """What will happen, for a person."""

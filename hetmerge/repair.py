@@ -24,7 +24,7 @@ def rescale(fitter: Fitter, layer: Layer) -> None:
     "bn": those a re-estimated BatchNorm would give it, from the parents' averaged beta and gamma;
     "repair" (arXiv 2211.08403): the averages of the parents' own statistics.
     """
-    if fitter.repair == "none" or fitter.is_head(layer) or layer.groups < 1:
+    if fitter.repair == "none" or fitter.targets.is_head(layer) or layer.groups < 1:
         return
     if fitter.repair == "bn" and not layer.norm:
         return
@@ -46,15 +46,14 @@ def rescale(fitter: Fitter, layer: Layer) -> None:
 
 
 def _wanted(fitter: Fitter, layer: Layer) -> tuple[Tensor, Tensor]:
-    values = fitter.parent_values(layer.tail, layer)
-    width, factors = fitter.averages(layer.tail, layer.feature_dim, [m for m, _ in values])
-    mean, std = torch.zeros(2, width, dtype=torch.float64)
-    for m, batches in values:
+    target = fitter.targets.of(layer.tail, layer)
+    mean, std = torch.zeros(2, target.width, dtype=torch.float64)
+    for m, batches in target.values:
         if batches is None:
             continue
         mine = _scales(fitter, layer, m) if fitter.repair == "bn" else None
         found = mine or _statistics(batches, layer.feature_dim)
-        labels, factor = factors[m]
+        labels, factor = target.factors[m]
         mean.index_add_(0, labels, found[0] * factor)
         std.index_add_(0, labels, found[1] * factor)
     return mean, std
@@ -75,8 +74,11 @@ def _statistics(values: list[Tensor], dim: int) -> tuple[Tensor, Tensor]:
     parts = []
     for value in values:
         others = [d for d in range(value.dim()) if d != dim % value.dim()]
-        variance, mean = torch.var_mean(value, dim=others, correction=0)
-        parts.append((value.numel() // value.shape[dim], mean.double(), variance.double()))
+        mean = value.mean(others, keepdim=True)
+        variance = (value - mean).square_().mean(others)  # much faster than var_mean
+        parts.append(
+            (value.numel() // value.shape[dim], mean.flatten().double(), variance.double())
+        )
     count = sum(n for n, _, _ in parts)
     mean = torch.stack([m * (n / count) for n, m, _ in parts]).sum(0)
     spread = [(v + (m - mean).square()) * (n / count) for n, m, v in parts]

@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from hetmerge.agreement import Agreement
-from hetmerge.partition import Partition
+from hetmerge.projection import Projector
 from hetmerge.setting import Setting
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from hetmerge.planning import AlignmentPlan
-    from hetmerge.refit import Fit
+    from hetmerge.refit import Refit
 
 
 @dataclass
@@ -39,7 +37,9 @@ class Report:
         merged_parameters: of the result.
         segments: stage -> merged positions of the units of its shallowest parent.
         spaces: what happened to each space.
-        fits: per layer group, share of its targets' variance explained before and after refit.
+        fits: per layer group, share of its targets' variance explained before and after refit,
+            rows and inputs of its system, and its ridge.
+        left_out: layer -> why refit left it as it was.
         exact: the result is the parents' average (or their outputs side by side) by construction.
         replaced: shortcuts that became 1x1 convolutions.
         notes: remarks for the user.
@@ -55,6 +55,7 @@ class Report:
     segments: dict[str, list[int]]
     spaces: list[SpaceReport]
     fits: list[dict[str, Any]]
+    left_out: dict[str, str]
     exact: bool
     replaced: list[str]
     notes: list[str]
@@ -69,9 +70,9 @@ class Report:
 def make_report(
     plan: AlignmentPlan,
     setting: Setting,
-    partitions: dict[int, Partition],
+    projector: Projector,
     model: nn.Module,
-    fits: Sequence[Fit],
+    refit: Refit,
     exact: bool,
 ) -> Report:
     """Gather what is known after a merge."""
@@ -94,14 +95,15 @@ def make_report(
                 spaces[k].free,
                 agreements[spaces[k].name],
             )
-            for k, p in partitions.items()
+            for k, p in projector.partitions.items()
         ],
-        fits=[asdict(fit) for fit in fits],
+        fits=[asdict(fit) for fit in refit.fits],
+        left_out=refit.left_out,
         exact=exact,
         replaced=list(
             setting.skeleton.replaced or setting.parents[setting.alignment.base].replaced
         ),
-        notes=list(plan.notes),
+        notes=[*plan.notes, *refit.notes],
     )
 
 

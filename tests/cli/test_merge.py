@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import hetmerge as hm
+from hetmerge import merge_command
 from hetmerge.merge_command import CONFIG_COPY
 
 from .conftest import Finished, write_config
@@ -97,7 +98,7 @@ def test_failed_merge_exits_1_and_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(hm, "plan", fail, raising=False)
+    monkeypatch.setattr(merge_command, "plan_statistics", fail)
     before = sorted(project.iterdir())
     done = run("merge", "config.yaml", "out")
     assert done.code == 1

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from hetmerge.layers import Layer
-from hetmerge.leastsquares import Normal, inputs_of, pick, sample_positions
+from hetmerge.leastsquares import RIDGES, Normal, held_out, inputs_of, pick, sample_positions
 from hetmerge.ops.operand import columns_last
 
 CONVOLUTIONS = {1: F.conv1d, 2: F.conv2d, 3: F.conv3d}
@@ -28,6 +28,11 @@ def layer(spatial: int, stride=(), padding=(), dilation=(), groups=1) -> Layer: 
     )
 
 
+def rows_at(value: Tensor, positions: Tensor, spatial: int) -> Tensor:
+    """Sampled positions as rows: by image, then position."""
+    return pick(value, positions, spatial).transpose(1, 2).flatten(0, 1)
+
+
 @pytest.mark.parametrize("case", CASES)
 @pytest.mark.parametrize("share", [0.3, 1.0])
 def test_patches_times_weights_are_the_convolution(case, share: float) -> None:  # noqa: ANN001
@@ -41,7 +46,7 @@ def test_patches_times_weights_are_the_convolution(case, share: float) -> None: 
     rows = torch.stack([operand.dense() for operand in rows], 1)
     weights = w.reshape(groups, width_out // groups, -1)
     found = torch.einsum("ngp,gop->ngo", rows, weights).reshape(len(rows), -1)
-    torch.testing.assert_close(found, pick(y, positions, rank))
+    torch.testing.assert_close(found, rows_at(y, positions, rank))
 
 
 def test_strided_inputs_are_read_right() -> None:
@@ -50,7 +55,7 @@ def test_strided_inputs_are_read_right() -> None:
     y = F.conv2d(x, w, padding=1)
     spec = layer(2, (1, 1), (1, 1), (1, 1))
     rows = inputs_of(spec, x, w, torch.arange(64), y.shape[2:])
-    torch.testing.assert_close(rows[0].dense() @ w.flatten(1).T, pick(y, torch.arange(64), 2))
+    torch.testing.assert_close(rows[0].dense() @ w.flatten(1).T, rows_at(y, torch.arange(64), 2))
 
 
 def ridge(x: Tensor, t: Tensor, prior: Tensor, strength: float) -> Tensor:
@@ -69,7 +74,7 @@ def test_solution_is_the_ridge_minimum(strength: float) -> None:
     prior = torch.randn(7, 3, dtype=torch.float64)
     normal = Normal()
     for part in torch.arange(200).split(64):
-        normal.add([[columns_last(x[part])]], t[part])
+        normal.add([[columns_last(x[part])]], t[part].T[None])
     found = normal.solve(prior[None], strength, bias=True)[0]
     torch.testing.assert_close(found, ridge(x, t, prior, strength), rtol=1e-6, atol=1e-8)
 
@@ -79,8 +84,42 @@ def test_nothing_to_learn_leaves_the_prior() -> None:
     x[:, :, 2] = 0  # a dead input must not move its weight
     prior = torch.randn(1, 6, 4, dtype=torch.float64)
     normal = Normal()
-    normal.add([[columns_last(x[:, 0])]], torch.einsum("ngp,gpo->no", x, prior))
+    normal.add([[columns_last(x[:, 0])]], torch.einsum("ngp,gpo->on", x, prior)[None])
     torch.testing.assert_close(normal.solve(prior, 1e-2, bias=False), prior, rtol=1e-12, atol=1e-12)
+
+
+def test_held_out_error_is_that_of_solutions_without_the_part() -> None:
+    """Brute force: solve without each part, predict its rows."""
+    x = torch.randn(60, 7, dtype=torch.float64)
+    x[:, -1] = 1
+    t = torch.randn(60, 3, dtype=torch.float64)
+    prior = torch.randn(7, 3, dtype=torch.float64)
+    parts = torch.arange(60).split(17)
+    folds = [Normal() for _ in parts]
+    for fold, part in zip(folds, parts, strict=True):
+        fold.add([[columns_last(x[part])]], t[part].T[None])
+    kept = [fold.gram.clone() for fold in folds]
+    wanted = []
+    for strength in RIDGES:
+        error = 0.0
+        for part in parts:
+            rest = torch.ones(60, dtype=torch.bool)
+            rest[part] = False
+            weights = ridge(x[rest], t[rest], prior, strength)
+            error += float((x[part] @ weights - t[part]).square().sum())
+        wanted.append(error)
+    assert held_out(folds, prior[None], bias=True) == pytest.approx(wanted, rel=1e-9)
+    assert all(torch.equal(a, fold.gram) for a, fold in zip(kept, folds, strict=True))
+
+
+def test_ridge_below_rounding_is_raised() -> None:
+    """Two equal inputs and no ridge to speak of: still a finite solution that fits."""
+    x = torch.randn(40, 3, dtype=torch.float64)
+    x = torch.cat([x, x[:, :1]], 1)
+    normal = Normal()
+    normal.add([[columns_last(x)]], (x[:, :1] * 2).T[None])
+    found = normal.solve(torch.zeros(1, 4, 1, dtype=torch.float64), 1e-300, bias=False)
+    torch.testing.assert_close(x @ found[0], x[:, :1] * 2, rtol=1e-5, atol=1e-5)
 
 
 def test_explained_variance() -> None:
@@ -89,7 +128,7 @@ def test_explained_variance() -> None:
     exact = torch.randn(1, 5, 2, dtype=torch.float64)
     t = x[:, 0] @ exact[0]
     normal = Normal()
-    normal.add([[columns_last(x[:, 0])]], t)
+    normal.add([[columns_last(x[:, 0])]], t.T[None])
     assert normal.explained(exact) == pytest.approx(1, abs=1e-10)
     mean_only = torch.zeros_like(exact)
     mean_only[0, -1] = t.mean(0)

@@ -1,0 +1,240 @@
+"""What refit or repair will cost, found by walking the same steps without any tensor."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+from torch.export import ExportedProgram
+from torch.fx import Node
+from torch.utils import _pytree as pytree
+
+from hetmerge.execution import Schedule, Value, flat_inputs
+from hetmerge.layers import CONVOLUTIONS, Group, Layer, op_name
+from hetmerge.leastsquares import RIDGES
+from hetmerge.network import Call, Network
+from hetmerge.network import samples as samples_of
+from hetmerge.setting import Setting
+from hetmerge.steps import Step, steps_of, visit
+from hetmerge.systems import System, blocks_of, folds_of, rows_of, shortage, title
+
+
+@dataclass(frozen=True)
+class Cost:
+    """What correcting a merged network takes.
+
+    Attributes:
+        samples: calibration inputs.
+        systems: the linear systems that will be solved, front to back; none for repair.
+        peak_bytes: most memory at one time, over what the process holds before.
+        stream_bytes: the part of it that is kept activations.
+        flops: floating-point operations of forward passes and systems (a product and its sum count
+            as two).
+    """
+
+    samples: int
+    systems: tuple[System, ...]
+    peak_bytes: int
+    stream_bytes: int
+    flops: int
+
+    @property
+    def notes(self) -> list[str]:
+        """What the calibration inputs are too few for."""
+        return shortage(self.systems, self.samples)
+
+    def summary(self) -> str:
+        """The cost in words."""
+        lines = [
+            f"cost: {self.samples} calibration inputs, peak memory {_size(self.peak_bytes)} "
+            f"(activations {_size(self.stream_bytes)}), {self.flops / 1e9:,.0f} GFLOP"
+        ]
+        if self.systems:
+            most = max(self.systems, key=lambda s: s.inputs)
+            lines.append(
+                f"  refit of {len(self.systems)} layer groups; the widest, {most.layers[0]}: "
+                f"{most.rows:,} rows for {most.inputs:,} inputs"
+            )
+        return "\n".join([*lines, *(f"  note: {note}" for note in self.notes)])
+
+
+def estimate(
+    merged: Network, setting: Setting, calls: Sequence[Call], *, refit: bool, auto: bool
+) -> Cost:
+    """The cost of correcting `merged` on these batches.
+
+    Args:
+        merged: the projected network.
+        calls: the batches; none costs nothing.
+        refit: the layers are solved (else rescaled).
+        auto: the ridge is chosen by batches left out.
+    """
+    networks = [merged, *setting.parents]
+    total = sum(samples_of(call) for call in calls)
+    if not calls:
+        return Cost(0, (), 0, 0, 0)
+    growth = _numel(flat_inputs(*c) for c in calls) / _numel([flat_inputs(*setting.call)])
+    meter = _Meter()
+    ledgers = [_Ledger(network.graph.program, growth, len(calls), meter) for network in networks]
+    folds = len(folds_of(len(calls))) if auto else 1
+    steps = steps_of(merged, setting, refit=refit)
+    systems, flops = [], 0.0
+    for step in visit(steps, steps, ledgers[0], ledgers[1:]):
+        for ledger, names in zip(ledgers[1:], step.parents, strict=True):
+            ledger.compute(names)
+        for name in step.before:
+            ledgers[0].compute([name])
+        if refit:
+            system, width = _system(merged, step.group, growth)
+            blocks = blocks_of(step.group.layers)
+            systems.append(system)
+            flops += _flops(system, width, blocks, folds)
+            meter.note(0, _scratch(ledgers[0], step, system, width, blocks, folds))
+        ledgers[0].compute(step.after)
+    weights = sum(_bytes(network.state.values()) for network in networks)
+    flops += sum(_forward(network, growth) for network in networks)
+    return Cost(
+        total,
+        tuple(systems),
+        int(meter.peak) + weights + _bytes(merged.state.values()),
+        int(meter.streams),
+        int(flops),
+    )
+
+
+class _Meter:
+    """The most bytes at one time, over all ledgers."""
+
+    def __init__(self) -> None:
+        self.ledgers: list[_Ledger] = []
+        self.peak = self.streams = 0.0
+
+    def note(self, new: float, scratch: float) -> None:
+        """New values are made, with `scratch` bytes besides, while the others still exist."""
+        streams = sum(ledger.bytes for ledger in self.ledgers) + new
+        self.streams = max(self.streams, streams)
+        self.peak = max(self.peak, streams + scratch)
+
+
+class _Ledger(Schedule):
+    """A program whose values are the storages they would lie in: (key, bytes)."""
+
+    def __init__(
+        self, program: ExportedProgram, growth: float, batches: int, meter: _Meter
+    ) -> None:
+        super().__init__(program)
+        self.growth, self.batches, self.meter = growth, batches, meter
+        self.inputs = {
+            _key(leaf)
+            for node in program.graph.nodes
+            if node.op == "placeholder"
+            for leaf in _leaves(node)
+        }
+        meter.ledgers.append(self)
+
+    @property
+    def bytes(self) -> float:
+        """Of all values that exist, each storage once."""
+        return sum(dict(pair for value in self.values.values() for pair in value).values())
+
+    def make(self, name: str) -> list[Value]:
+        node = self.graph[name]
+        found = [
+            (_key(leaf), leaf.untyped_storage().nbytes() * self.growth)
+            for leaf in _leaves(node)
+            if _key(leaf) not in self.inputs
+        ]
+        known = {key for value in self.values.values() for key, _ in value}
+        new: float = sum(size for key, size in found if key not in known)
+        scratch = 0.0
+        if op_name(node) in CONVOLUTIONS:  # oneDNN works on copies in a layout of its own
+            scratch = (self.size(node.all_input_nodes[0].name) + new) / self.batches
+        self.meter.note(new, scratch)
+        return found
+
+    def size(self, name: str) -> float:
+        """Bytes of a node's value over all batches."""
+        leaves = _leaves(self.graph[name])
+        return sum(leaf.numel() * leaf.element_size() for leaf in leaves) * self.growth
+
+
+def _leaves(node: Node) -> list[Tensor]:
+    return [x for x in pytree.tree_leaves(node.meta.get("val")) if isinstance(x, Tensor)]
+
+
+def _key(value: Tensor) -> int:
+    return int(value.untyped_storage()._cdata)
+
+
+def _system(merged: Network, group: Group, growth: float) -> tuple[System, int]:
+    """The system of a group, and its outputs per block."""
+    lead = group.layers[0]
+    value = merged.nodes.nodes[group.target].meta["val"]
+    features = value.shape[lead.feature_dim]
+    inputs = sum(_inputs(merged, layer) for layer in group.layers)
+    inputs += any(layer.bias for layer in group.layers)
+    rows = min(rows_of(inputs), int(value.numel() // features * growth))
+    names = tuple(title(layer.weight) for layer in group.layers)
+    return System(names, rows, inputs), features // blocks_of(group.layers)
+
+
+def _inputs(merged: Network, layer: Layer) -> int:
+    weight = merged.state[layer.weight]
+    return (weight[:, 0] if layer.transposed else weight[0]).numel()
+
+
+def _flops(system: System, width: int, blocks: int, folds: int) -> float:
+    """Half of X'X, X'T, and the solutions: one, and one per ridge for each fold left out."""
+    n, p, r = system.rows, system.inputs, width
+    solutions = 1 + (folds * len(RIDGES) if folds > 1 else 0)
+    return blocks * (n * p * p + 2 * n * p * r + solutions * (p**3 / 3 + 4 * p * p * r))
+
+
+def _scratch(
+    ledger: _Ledger, step: Step, system: System, width: int, blocks: int, folds: int
+) -> float:
+    """Bytes that solving one group needs besides the activations."""
+    square = 8 * blocks * system.inputs**2
+    batch = sum(
+        ledger.size(layer.source)
+        * math.prod(
+            (n + 2 * pad) / n
+            for n, pad in zip(
+                _grid(ledger, layer.source, layer.spatial), layer.padding, strict=True
+            )
+        )
+        for layer in step.group.layers
+        if layer.spatial
+    )
+    targets = 3 * 4 * system.rows * width * blocks
+    held = folds * square
+    return held + max((batch + targets) / ledger.batches + 3 * square, 4 * square)
+
+
+def _grid(ledger: _Ledger, name: str, spatial: int) -> Sequence[int]:
+    shape: torch.Size = ledger.graph[name].meta["val"].shape
+    return shape[len(shape) - spatial :]
+
+
+def _forward(network: Network, growth: float) -> float:
+    """Operations of all layers in one pass over the batches."""
+    found = 0.0
+    for layer in network.layers:
+        value = network.nodes.nodes[layer.node].meta["val"]
+        found += 2.0 * value.numel() * growth * _inputs(network, layer)
+    return found
+
+
+def _numel(batches: Iterable[Sequence[Value]]) -> int:
+    return sum(next(v.numel() for v in batch if isinstance(v, Tensor)) for batch in batches)
+
+
+def _bytes(tensors: Iterable[Tensor]) -> int:
+    return sum(t.numel() * t.element_size() for t in tensors)
+
+
+def _size(count: int) -> str:
+    return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -1,0 +1,127 @@
+"""What the parents' activations say a value of the merged network should be."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from hetmerge.execution import Walker
+from hetmerge.layers import Layer
+from hetmerge.leastsquares import pick
+from hetmerge.outputs import is_output
+from hetmerge.projection import Projector
+from hetmerge.tracing.expr import Leaf
+
+
+@dataclass(frozen=True)
+class Target:
+    """The parents' part in one value of the merged network.
+
+    Attributes:
+        values: (parent, its values, one per batch) of every parent that counts; None stands for
+            zero.
+        width: merged features.
+        factors: per parent, (merged position [d], averaging factor [d] float64) of its features.
+        scales: per parent, (mean, deviation) that its values are standardised by.
+    """
+
+    values: list[tuple[int, list[Tensor] | None]]
+    width: int
+    factors: dict[int, tuple[Tensor, Tensor]]
+    scales: dict[int, tuple[float, float]]
+
+    @property
+    def like(self) -> list[Tensor]:
+        """A value of the target's positions, per batch."""
+        return next(found for _, found in self.values if found is not None)
+
+    def rows(self, positions: Tensor, spatial: int, batch: int) -> Tensor:
+        """The parents' values, averaged within clusters: [images, width, positions]."""
+        target: Tensor | None = None
+        double = any(found and found[batch].dtype == torch.float64 for _, found in self.values)
+        for m, batches in self.values:
+            if batches is None:
+                continue
+            rows = pick(batches[batch], positions, spatial)
+            rows = rows.to(torch.float64 if double else torch.float32)
+            if m in self.scales:
+                rows = (rows - self.scales[m][0]) / self.scales[m][1]
+            labels, factor = (x.to(rows.device) for x in self.factors[m])
+            if target is None:
+                target = rows.new_zeros(rows.shape[0], self.width, rows.shape[2])
+            target.index_add_(1, labels, rows * factor.to(rows.dtype)[:, None])
+        assert target is not None
+        return target
+
+
+class Targets:
+    """Finds the parents' values for nodes of the merged network."""
+
+    def __init__(self, projector: Projector, parents: Sequence[Walker]) -> None:
+        self.projector, self.setting, self.parents = projector, projector.setting, parents
+
+    def known(self, node: str) -> bool:
+        """Some parent computes the value of `node`."""
+        return any(link.node(node) is not None for link in self.setting.links)
+
+    def of(self, node: str, layer: Layer) -> Target:
+        """The target of `node`, where the output of `layer` ends; some parent must compute it."""
+        values: list[tuple[int, list[Tensor] | None]] = []
+        for m, link in enumerate(self.setting.links):
+            theirs = link.node(node)
+            if theirs is not None:
+                values.append((m, self.parents[m].value(theirs)))
+            elif (share := self.projector.share(m, layer.weight)) and share.tensor is None:
+                values.append((m, None))
+        members = [m for m, _ in values]
+        width, factors = self._averages(node, layer.feature_dim, members)
+        scaled = self.is_head(layer) and not self._same_outputs(layer, members)
+        scales = {m: _scale(found) for m, found in values if found is not None} if scaled else {}
+        return Target(values, width, factors, scales)
+
+    def is_head(self, layer: Layer) -> bool:
+        """The layer writes the model's outputs."""
+        graph = self.setting.skeleton.graph
+        leaf = graph.values[layer.tail][layer.feature_dim]
+        return (
+            isinstance(leaf, Leaf) and leaf.space >= 0 and is_output(graph.spaces[leaf.space].pins)
+        )
+
+    def _same_outputs(self, layer: Layer, members: Sequence[int]) -> bool:
+        """Every parent knows every merged output, in whatever order."""
+        leaf = self.setting.skeleton.graph.values[layer.tail][layer.feature_dim]
+        assert isinstance(leaf, Leaf)
+        partition = self.projector.partitions[leaf.space]
+        return all(len(partition.labels[m].unique()) == partition.width for m in members)
+
+    def _averages(
+        self, node: str, dim: int, parents: Sequence[int]
+    ) -> tuple[int, dict[int, tuple[Tensor, Tensor]]]:
+        """Merged width at `node`, and per parent (labels, averaging factor) of its features.
+
+        Features that a selection did not keep have factor 0, and label 0 like any other number.
+        """
+        expr = self.setting.skeleton.graph.values[node][dim]
+        found = {m: self.projector.labels(expr, m) for m in parents}
+        width = next(iter(found.values()))[1]
+        shares = {
+            m: torch.where(labels >= 0, float(self.projector.weights[m]), 0.0).double()
+            for m, (labels, _) in found.items()
+        }
+        places = {m: labels.clamp_min(0) for m, (labels, _) in found.items()}
+        mass = torch.zeros(width, dtype=torch.float64)
+        for m, place in places.items():
+            mass.index_add_(0, place, shares[m])
+        mass = torch.where(mass > 0, mass, 1.0)
+        return width, {m: (place, shares[m] / mass[place]) for m, place in places.items()}
+
+
+def _scale(batches: Sequence[Tensor]) -> tuple[float, float]:
+    """Mean and standard deviation of all of a parent's outputs."""
+    count = sum(value.numel() for value in batches)
+    mean = sum(float(value.sum(dtype=torch.float64)) for value in batches) / count
+    square = sum(float((value.double() - mean).square().sum()) for value in batches)
+    return mean, max((square / max(count - 1, 1)) ** 0.5, 1e-12)
