@@ -12,6 +12,7 @@ from torch import nn
 
 from hetmerge.blueprint import Blueprint
 from hetmerge.building import build
+from hetmerge.cutting import Cut, find_cut
 from hetmerge.errors import InputError, PlanError
 from hetmerge.network import Call, Network
 from hetmerge.outputs import is_output
@@ -24,6 +25,7 @@ from hetmerge.repair import REPAIRS
 from hetmerge.report import Report, make_report
 from hetmerge.scores import Evaluate, compare
 from hetmerge.setting import Setting
+from hetmerge.splitting import split
 
 
 @dataclass(frozen=True)
@@ -82,6 +84,7 @@ def apply(
     repair: str | None = None,
     weights: Sequence[float] | None = None,
     seed: int | None = None,
+    stop_at: int | str | None = None,
     progress: bool | None = None,
 ) -> MergeResult:
     """Merge parents as a plan says; the same plan, parents and batches give the same bytes.
@@ -91,7 +94,7 @@ def apply(
         models: the parents the plan was made for, in the same order; never modified.
         batches: calibration inputs for refit and repair; needed unless both are off or the merge is
             exact.
-        refit, repair, weights, seed: override what the plan says.
+        refit, repair, weights, seed, stop_at: override what the plan says.
         progress: show bars on standard error; None: only on a terminal.
 
     Raises:
@@ -99,6 +102,7 @@ def apply(
         InputError: an option is out of range, or refit is asked for without batches.
     """
     changes = {"refit": refit, "repair": repair, "weights": weights, "seed": seed}
+    changes["stop_at"] = stop_at
     plan = plan.with_options(**{k: v for k, v in changes.items() if v is not None})
     calls = as_batches(batches)
     setting, partitions = setting_of(plan, models)
@@ -117,7 +121,8 @@ def execute(
     options = plan.options
     if options.repair not in REPAIRS:
         raise InputError(f"repair: got {options.repair!r}; allowed: {', '.join(REPAIRS)}")
-    exact = is_exact(setting, partitions)
+    cut = find_cut(setting, options.stop_at)
+    exact = is_exact(setting, partitions, cut)
     if (options.refit and not exact or options.repair != "none") and not calls:
         raise InputError(
             "batches: none given, but refit or repair needs calibration inputs; "
@@ -128,9 +133,9 @@ def execute(
     model, blueprint = build(setting, projector.widths, state)
     merged = Network(model, setting.call, "merged model", fold=False)
     _check_same_program(setting.skeleton, merged, projector.widths)
-    fits = []
+    fitter = None
     if calls:
-        fits = Fitter(
+        fitter = Fitter(
             merged,
             projector,
             calls,
@@ -138,20 +143,34 @@ def execute(
             repair="none" if options.refit else options.repair,
             seed=options.seed,
             progress=progress,
-        ).run()
-    _finish(merged.model, setting)
-    report = make_report(plan, setting, partitions, merged.model, fits, exact)
+            cut=cut,
+        )
+        fitter.run()
+    model = merged.model
+    if cut is None:
+        _finish(model, setting)
+    else:
+        fitted = fitter if options.refit and not exact else None
+        model, blueprint = split(projector, merged, cut, fitted), Blueprint()
+        partitions = cut.merged(partitions)
+    fits = fitter.fits if fitter else []
+    report = make_report(plan, setting, partitions, model, fits, exact)
     report.seconds["apply"] = time.perf_counter() - started
-    return MergeResult(merged.model, plan, report, blueprint)
+    return MergeResult(model, plan, report, blueprint)
 
 
-def is_exact(setting: Setting, partitions: dict[int, Partition]) -> bool:
-    """Projection alone gives the parents' outputs, averaged or side by side.
+def is_exact(
+    setting: Setting, partitions: dict[int, Partition], cut: Cut | None = None
+) -> bool:
+    """Projection alone gives the parents' outputs (or features at the cut), averaged or side by side.
 
     True if no free features of two parents share a cluster, no norm mixes what stands side by side,
     and no axis that must keep its order carries features of both.
     """
     spaces = setting.skeleton.graph.spaces
+    mixing = set(setting.skeleton.graph.mixing)
+    if cut is not None:
+        partitions, mixing = cut.merged(partitions), mixing & cut.trunk
     plain = ("convolution kernel", "spatial position", "input ")
     for k, partition in partitions.items():
         space = spaces[k]
@@ -162,7 +181,7 @@ def is_exact(setting: Setting, partitions: dict[int, Partition]) -> bool:
             continue  # its axis is kept apart by the heads or groups it is nested in
         if space.free or not any(pin.startswith(plain) for pin in space.pins):
             return False
-    return not setting.skeleton.graph.mixing
+    return not mixing
 
 
 def _check_same_program(skeleton: Network, merged: Network, widths: Mapping[int, int]) -> None:

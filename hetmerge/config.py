@@ -82,6 +82,7 @@ class MergeParameters(Section):
     width: Annotated[Any, BeforeValidator(_width)] = "max"
     refit: bool = True
     repair: Literal["none", "bn", "repair"] = "none"
+    stop_at: Positive | Annotated[str, Field(min_length=1)] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     backend: Literal["auto", "reference", "native", "torch", "triton", "cuda"] = "auto"
 

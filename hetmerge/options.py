@@ -39,6 +39,9 @@ class Options:
         weights: one per parent; default equal.
         refit: solve every layer in closed form on the calibration inputs.
         repair: "none", "bn" or "repair", where refit is off.
+        stop_at: merge up to and including this unit only, and keep what follows as one head per
+            parent: a number of merged units over all stages, or the module path of a unit in the
+            deepest parent. None merges everything.
         seed: of the positions that refit samples.
         backend: of the kernels.
     """
@@ -54,6 +57,7 @@ class Options:
     weights: list[float] | None = None
     refit: bool = True
     repair: str = "none"
+    stop_at: int | str | None = None
     seed: int = 0
     backend: str = "auto"
 
@@ -74,6 +78,11 @@ class Options:
             raise InputError(f"beta: got {self.beta}; allowed: finite and at least 0")
         if not isinstance(self.refit, bool):
             raise InputError(f"refit: got {self.refit!r}; allowed: True or False")
+        if self.stop_at is not None and not _is_unit(self.stop_at):
+            raise InputError(
+                f"stop_at: got {self.stop_at!r}; allowed: a number of units from 1, the module path of "
+                "a unit in the deepest parent, or None"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InputError(f"seed: got {self.seed!r}; allowed: an integer")
 
@@ -134,6 +143,11 @@ def _numbers(weights: Any) -> list[float]:
 
 def _listed(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _is_unit(value: object) -> bool:
+    counted = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return counted or (isinstance(value, str) and bool(value))
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

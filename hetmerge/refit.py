@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hetmerge.cutting import Cut
 from hetmerge.layers import Group, Layer, find_groups
 from hetmerge.leastsquares import Normal, inputs_of, pick, sample_positions
 from hetmerge.network import Call, Network
@@ -37,6 +38,7 @@ class Fitter:
     Every group of layers is reached with the merged network's own activations in front of it, and
     the parents' activations as targets: their pre-activations, averaged within clusters; where the
     layers end in a residual addition, what is missing from the merged network's own stream.
+    Of a partial merge it corrects the trunk, and keeps what everybody is at the cut.
     """
 
     def __init__(
@@ -49,13 +51,22 @@ class Fitter:
         repair: str,
         seed: int,
         progress: Progress,
+        cut: Cut | None = None,
     ):
         self.merged, self.projector, self.setting = merged, projector, projector.setting
         self.refit, self.repair, self.progress = refit, repair, progress
         self.generator = torch.Generator().manual_seed(seed)
         self.groups = find_groups(merged.graph.program, merged.layers)
+        if cut is not None:
+            self.groups = tuple(g for g in self.groups if g.layers[0].node in cut.trunk)
         self.walker = merged.walk(calls)
         self.parents = [network.walk(calls) for network in self.setting.parents]
+        if cut is not None:
+            self.walker.hold([cut.unit.output])
+            for walker, network, unit in zip(
+                self.parents, self.setting.parents, cut.own, strict=True
+            ):
+                walker.hold([unit.output, *network.graph.outputs])
         self.fits: list[Fit] = []
 
     def run(self) -> list[Fit]:
@@ -137,7 +148,7 @@ class Fitter:
         values = self.parent_values(group.target, lead)
         width, factors = self.averages(group.target, lead.feature_dim, [m for m, _ in values])
         head = self.is_head(lead)
-        shifts = _standards(values) if head and not self._same_outputs(lead) else {}
+        shifts = standards(values) if head and not self._same_outputs(lead) else {}
         biased = [layer for layer in layers if layer.bias]
         normal = Normal()
         wanted = ROWS // len(sources[0])
@@ -169,7 +180,7 @@ class Fitter:
         return all(torch.equal(labels[0], other) for other in labels[1:])
 
 
-def _standards(values: list[tuple[int, list[Tensor] | None]]) -> dict[int, tuple[float, float]]:
+def standards(values: list[tuple[int, list[Tensor] | None]]) -> dict[int, tuple[float, float]]:
     """Per parent, mean and standard deviation of all its outputs: one scalar pair."""
     found = {}
     for m, batches in values:
