@@ -33,7 +33,8 @@ class MergeResult:
     """A merged model with the plan it came from and a report of what happened.
 
     Attributes:
-        model: the merged module, in eval mode, of the class of the deepest parent.
+        model: the merged module, in eval mode, of the class of the deepest parent; with `stop_at`
+            a :class:`hetmerge.partial.PartialModel`.
         plan: the alignment plan (pure data, no weights).
         report: sizes, segments, what merged, explained variance per layer, seconds.
         blueprint: what, besides tensor shapes, makes the model differ from its deepest parent.
@@ -51,6 +52,8 @@ class MergeResult:
         batches: Iterable[Any] | None = None,
     ) -> dict[str, dict[str, float]]:
         """Score the parents, their ensemble and the result with one function; kept in the report.
+
+        Of a partial merge every head is scored by name as well.
 
         Args:
             models: the parents, in order.
@@ -159,10 +162,8 @@ def execute(
     return MergeResult(model, plan, report, blueprint)
 
 
-def is_exact(
-    setting: Setting, partitions: dict[int, Partition], cut: Cut | None = None
-) -> bool:
-    """Projection alone gives the parents' outputs (or features at the cut), averaged or side by side.
+def is_exact(setting: Setting, partitions: dict[int, Partition], cut: Cut | None = None) -> bool:
+    """Projection alone gives the parents' outputs (or what they are at the cut) as they should be.
 
     True if no free features of two parents share a cluster, no norm mixes what stands side by side,
     and no axis that must keep its order carries features of both.

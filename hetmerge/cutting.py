@@ -73,9 +73,7 @@ def find_cut(setting: Setting, stop_at: int | str | None) -> Cut | None:
 
 def _place(setting: Setting, stop_at: int | str) -> tuple[int, int]:
     order = setting.skeleton.nodes.order
-    places = [
-        (s, i) for s, stage in enumerate(setting.stages) for i in range(len(stage.units))
-    ]
+    places = [(s, i) for s, stage in enumerate(setting.stages) for i in range(len(stage.units))]
     places.sort(key=lambda at: order[setting.stages[at[0]].units[at[1]].output])
     if not places:
         raise PlanError("stop_at: these models have no units to stop at; allowed: None")
@@ -139,8 +137,8 @@ def _check_crossing(network: Network, unit: Unit) -> None:
     if others:
         places = ", ".join(repr(path) for (path,) in others)
         raise PlanError(
-            f"stop_at: behind {unit.paths[-1]!r}, {network.name} also reads what {places} computed; "
-            "allowed: a unit whose output is all that crosses"
+            f"stop_at: behind {unit.paths[-1]!r}, {network.name} also reads what {places} "
+            "computed; allowed: a unit whose output is all that crosses"
         )
 
 

@@ -93,8 +93,8 @@ class PartialModel(nn.Module):
     """One trunk up to a unit, and behind it the rest of every parent as a head of its own.
 
     Takes what the parents take. Returns what the whole merge would: the parents' outputs, averaged
-    or side by side; with `head=` the outputs of that head alone, which are the parent's own. A tensor
-    where the parents return one (the logits of a Hugging Face model), else a tuple.
+    or side by side; with `head=` the outputs of that head alone, which are the parent's own. A
+    tensor where the parents return one (the logits of a Hugging Face model), else a tuple.
 
     Attributes:
         trunk: the merged operations.

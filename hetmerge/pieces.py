@@ -1,7 +1,7 @@
 """A piece of an exported program as plain data, and the module that runs it.
 
-Exported graphs hold nothing but operators, numbers and tensors, so a piece of one can be kept in JSON
-and rebuilt without the class it came from, without generated code and without pickle.
+Exported graphs hold nothing but operators, numbers and tensors, so a piece of one can be kept in
+JSON and rebuilt without the class it came from, without generated code and without pickle.
 """
 
 from __future__ import annotations
@@ -216,8 +216,8 @@ def _operator_name(node: Node) -> str:
         if name in _NUMBERS and getattr(module, name, None) is target:
             return f"{prefix}.{name}"
     raise PlanError(
-        f"stop_at: operation {node.name!r} ({target}) cannot be kept in a file; allowed: torch's own "
-        "operators (aten) and arithmetic on sizes"
+        f"stop_at: operation {node.name!r} ({target}) cannot be kept in a file; allowed: torch's "
+        "own operators (aten) and arithmetic on sizes"
     )
 
 

@@ -23,9 +23,7 @@ from hetmerge.resizing import set_tensors
 from hetmerge.tracing import export
 
 
-def split(
-    projector: Projector, merged: Network, cut: Cut, fitter: Fitter | None
-) -> PartialModel:
+def split(projector: Projector, merged: Network, cut: Cut, fitter: Fitter | None) -> PartialModel:
     """The trunk of the merged network and the rest of every parent behind the cut.
 
     Args:
@@ -40,6 +38,8 @@ def split(
     trunk = _piece(merged, setting.call, None, cut.unit)
     program: dict[str, Any] = {"trunk": trunk.program, "heads": {}}
     tensors = {f"trunk.model.{name}": value for name, value in trunk.tensors.items()}
+    base = setting.parents[setting.alignment.base]
+    trainable = {f"trunk.model.{name}": flag for name, flag in base.source_parameters.items()}
     for m, (parent, unit) in enumerate(zip(setting.parents, cut.own, strict=True)):
         rest = _piece(parent, setting.call, unit, None)
         read, found = _read_off(projector, cut, m, fitter)
@@ -47,12 +47,17 @@ def split(
         program["heads"][f"parent{m}"] = {"read": read, "rest": rest.program}
         tensors.update({f"{name}.read.{k}": value for k, value in found.items()})
         tensors.update({f"{name}.rest.model.{k}": value for k, value in rest.tensors.items()})
+        flags = parent.source_parameters.items()
+        trainable.update({f"{name}.rest.model.{k}": flag for k, flag in flags})
     joins = [_join(projector, node, fitter) for node in setting.skeleton.graph.outputs]
     program["joins"] = [spec for spec, _ in joins]
     for i, (_, found) in enumerate(joins):
         tensors.update({f"joins.{i}.{name}": value for name, value in found.items()})
     model = PartialModel(program)
     set_tensors(model, tensors)
+    for name, parameter in model.named_parameters():
+        if parameter.is_floating_point():
+            parameter.requires_grad_(trainable.get(name, True))
     return model.eval()
 
 
@@ -74,7 +79,9 @@ def _piece(network: Network, call: Any, start: Unit | None, end: Unit | None) ->
 def _output(table: ModuleNodes, unit: Unit) -> Node:
     node = table.output(unit.paths)
     if node is None:
-        raise PlanError(f"stop_at: unit {unit.paths[-1]!r} runs nothing at other sizes of its input")
+        raise PlanError(
+            f"stop_at: unit {unit.paths[-1]!r} runs nothing at other sizes of its input"
+        )
     return node
 
 

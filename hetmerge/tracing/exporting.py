@@ -71,9 +71,7 @@ def export(
             # torch's own use of a pytree check that torch deprecates
             warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
             sizes = _free_sizes(args, kwargs) if free_sizes else None
-            exported = torch.export.export(
-                model, args, kwargs, strict=False, dynamic_shapes=sizes
-            )
+            exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=sizes)
             if _mutable(exported):
                 exported = exported.run_decompositions({})
     except Exception as error:
