@@ -80,8 +80,8 @@ class Options:
             raise InputError(f"refit: got {self.refit!r}; allowed: True or False")
         if self.stop_at is not None and not _is_unit(self.stop_at):
             raise InputError(
-                f"stop_at: got {self.stop_at!r}; allowed: a number of units from 1, the module path "
-                "of a unit in the deepest parent, or None"
+                f"stop_at: got {self.stop_at!r}; allowed: a number of units from 1, the module "
+                "path of a unit in the deepest parent, or None"
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InputError(f"seed: got {self.seed!r}; allowed: an integer")

@@ -55,6 +55,7 @@ class Fitter:
     ):
         self.merged, self.projector, self.setting = merged, projector, projector.setting
         self.refit, self.repair, self.progress = refit, repair, progress
+        self.calls, self.seed = calls, seed
         self.generator = torch.Generator().manual_seed(seed)
         self.groups = find_groups(merged.graph.program, merged.layers)
         if cut is not None:
@@ -68,6 +69,12 @@ class Fitter:
             ):
                 walker.hold([unit.output, *network.graph.outputs])
         self.fits: list[Fit] = []
+
+    def start(self, node: str, values: list[Tensor]) -> None:
+        """Give the merged network's value of a node; only the layers behind it are corrected."""
+        order = self.merged.nodes.order
+        self.groups = tuple(g for g in self.groups if order[g.layers[0].node] > order[node])
+        self.walker.give(node, values)
 
     def run(self) -> list[Fit]:
         """Walk over all groups in order; the merged network's state is changed in place."""

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 from torch import Tensor
 from torch.fx import Node
 
+from hetmerge.alignment import Alignment
 from hetmerge.cutting import Cut
 from hetmerge.errors import PlanError
 from hetmerge.leastsquares import Normal, pick, sample_positions
 from hetmerge.network import Network
 from hetmerge.ops.operand import columns_last, constant
 from hetmerge.outline import ModuleNodes, Unit
-from hetmerge.partial import PartialModel
+from hetmerge.partial import PartialModel, ReadOff
+from hetmerge.partition import identity
 from hetmerge.pieces import Piece, extract
 from hetmerge.projection import Projector
 from hetmerge.refit import RIDGE, ROWS, Fitter, standards
 from hetmerge.resizing import set_tensors
+from hetmerge.setting import build_setting
 from hetmerge.tracing import export
 
 
@@ -28,8 +32,8 @@ def split(projector: Projector, merged: Network, cut: Cut, fitter: Fitter | None
 
     Args:
         merged: holds the final weights of the trunk.
-        fitter: has refitted the trunk and kept what both sides are at the cut; None where the
-            read-offs are those of the plan.
+        fitter: has refitted the trunk and kept what both sides are at the cut; read-offs and heads
+            are refitted behind it. None where they are those of the plan and the parents.
 
     Raises:
         PlanError: a part cannot be kept as plain data.
@@ -41,13 +45,15 @@ def split(projector: Projector, merged: Network, cut: Cut, fitter: Fitter | None
     base = setting.parents[setting.alignment.base]
     trainable = {f"trunk.model.{name}": flag for name, flag in base.source_parameters.items()}
     for m, (parent, unit) in enumerate(zip(setting.parents, cut.own, strict=True)):
-        rest = _piece(parent, setting.call, unit, None)
         read, found = _read_off(projector, cut, m, fitter)
+        if fitter is not None:
+            parent = _refitted(fitter, cut, m, ReadOff(**read), found)
+        rest = _piece(parent, setting.call, unit, None)
         name = f"heads.parent{m}"
         program["heads"][f"parent{m}"] = {"read": read, "rest": rest.program}
         tensors.update({f"{name}.read.{k}": value for k, value in found.items()})
         tensors.update({f"{name}.rest.model.{k}": value for k, value in rest.tensors.items()})
-        flags = parent.source_parameters.items()
+        flags = setting.parents[m].source_parameters.items()
         trainable.update({f"{name}.rest.model.{k}": flag for k, flag in flags})
     joins = [_join(projector, node, fitter) for node in setting.skeleton.graph.outputs]
     program["joins"] = [spec for spec, _ in joins]
@@ -123,6 +129,37 @@ def _fitted(fitter: Fitter, cut: Cut, parent: int, prior: Tensor) -> tuple[Tenso
     start = torch.cat([prior.T, prior.new_zeros(1, len(prior))])[None]
     solved = normal.solve(start, RIDGE, bias=True)[0]
     return solved[:-1].T.contiguous(), solved[-1]
+
+
+def _refitted(
+    fitter: Fitter, cut: Cut, parent: int, read: ReadOff, tensors: dict[str, Tensor]
+) -> Network:
+    """The parent with the layers behind the cut solved for the features that it now reads."""
+    setting = fitter.setting
+    network, stages = setting.parents[parent], setting.alignment.stages[parent]
+    slots = [list[int | None](range(len(stage.units))) for stage in stages]
+    alone = build_setting([network], Alignment([stages], [slots], {}, 0), setting.call)
+    spaces = {s.index: identity(s.size, (0,)) for s in network.graph.spaces}
+    mine = Network(network.model, setting.call, network.name, fold=False)
+    mine.replaced = network.replaced
+    heads = Fitter(
+        mine,
+        Projector(alone, spaces, [1.0], fitter.projector.backend),
+        fitter.calls,
+        refit=True,
+        repair="none",
+        seed=fitter.seed,
+        progress=fitter.progress,
+    )
+    set_tensors(read, tensors)
+    stream = fitter.walker.value(cut.unit.output)
+    with torch.no_grad():
+        heads.start(cut.own[parent].output, [read(x) for x in stream])
+    fitter.fits += [
+        replace(fit, layers=tuple(f"parent{parent}.{name}" for name in fit.layers))
+        for fit in heads.run()
+    ]
+    return mine
 
 
 def _join(
