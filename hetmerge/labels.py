@@ -58,7 +58,9 @@ def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tens
     """Labels of one-to-one matching, parent after parent.
 
     Each parent is matched to the clusters of those before it by linear sum assignment of the mean
-    correlation; where `width` leaves room, only the best pairs are merged.
+    correlation; where `width` leaves room, only the best pairs are merged. The widest parent comes
+    first, and of equally wide ones that which resembles all others most: the order in which they
+    are given decides only where those are equal too.
 
     Args:
         similarity: [sum(sizes), sum(sizes)] correlations.
@@ -69,7 +71,7 @@ def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tens
         int64 [sum(sizes)] in [0, width).
     """
     starts = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
-    order = sorted(range(len(sizes)), key=lambda m: (-sizes[m], m))
+    order = sorted(range(len(sizes)), key=lambda m: (-sizes[m], -_likeness(similarity, starts, m)))
     labels = torch.full((starts[-1],), -1, dtype=torch.int64)
     clusters = 0
     for m in order:
@@ -85,6 +87,13 @@ def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tens
         labels[alone] = torch.arange(clusters, clusters + len(alone))
         clusters += len(alone)
     return labels
+
+
+def _likeness(similarity: Tensor, starts: Sequence[int], parent: int) -> float:
+    """Sum of a parent's correlations with the others, rounded: sums differ with their order."""
+    rows = slice(*starts[parent : parent + 2])
+    total = similarity[rows].double().sum() - similarity[rows, rows].double().sum()
+    return round(float(total), 6)
 
 
 def _cluster_scores(rows: Tensor, labels: Tensor, clusters: int) -> Tensor:
@@ -103,9 +112,10 @@ def positional_partition(name: str, sizes: dict[int, int], target: int) -> Parti
         )
     labels: dict[int, Tensor] = {}
     used = 0
-    for m, count in sizes.items():
+    for m, count in sorted(sizes.items(), key=lambda item: -item[1]):  # the widest first
         shared = max(0, used + count - target) if used else 0
         fresh = torch.arange(used, used + count - shared)
         labels[m] = torch.cat([torch.arange(shared), fresh])
         used += len(fresh)
+    labels = dict(sorted(labels.items()))
     return Partition(target, labels) if used == target else identity(max(sizes.values()), sizes)

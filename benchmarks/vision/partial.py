@@ -1,6 +1,6 @@
 """Merge two CIFAR ResNets up to several units, one head per parent behind, and print the table.
 
-python benchmarks/vision/partial.py --cuts layer2.2,layer3.1,layer3.2 --matches zip,select --widths max
+python benchmarks/vision/partial.py --cuts layer2.2,layer3.2,all --matches zip,select
 """
 
 from __future__ import annotations
