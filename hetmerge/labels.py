@@ -11,6 +11,7 @@ from torch import Tensor
 from hetmerge.errors import InputError
 from hetmerge.ops.assignment import linear_sum_assignment
 from hetmerge.ops.moments import Moments
+from hetmerge.ops.zipping import zip_match_info
 from hetmerge.partition import Partition, identity
 
 
@@ -71,7 +72,7 @@ def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tens
         int64 [sum(sizes)] in [0, width).
     """
     starts = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
-    order = sorted(range(len(sizes)), key=lambda m: (-sizes[m], -_likeness(similarity, starts, m)))
+    order = canonical_order(similarity, sizes)
     labels = torch.full((starts[-1],), -1, dtype=torch.int64)
     clusters = 0
     for m in order:
@@ -87,6 +88,39 @@ def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tens
         labels[alone] = torch.arange(clusters, clusters + len(alone))
         clusters += len(alone)
     return labels
+
+
+def canonical_order(similarity: Tensor, sizes: Sequence[int]) -> list[int]:
+    """Parents by width, then by how much they resemble the others, then as given."""
+    starts = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
+    return sorted(range(len(sizes)), key=lambda m: (-sizes[m], -_likeness(similarity, starts, m)))
+
+
+def zip_labels(
+    similarity: Tensor, sizes: Sequence[int], width: int, alpha: float, beta: float, backend: str
+) -> tuple[Tensor, bool]:
+    """Labels of elastic zip, whatever the order of the parents, and whether budgets were relaxed.
+
+    A cluster over several parents counts as the first one's when budgets are spent (arXiv
+    2501.00061), so the parents are brought into the order of :func:`canonical_order`.
+
+    Args:
+        similarity: [sum(sizes), sum(sizes)] correlations.
+        sizes: features per parent.
+
+    Returns:
+        int64 [sum(sizes)] in [0, width); True if a budget had to be dropped.
+    """
+    order = canonical_order(similarity, sizes)
+    spans = torch.arange(sum(sizes)).split(list(sizes))
+    index = torch.cat([spans[m] for m in order])
+    if order != sorted(order):
+        similarity = similarity[index][:, index]
+    counts = [sizes[m] for m in order]
+    found = zip_match_info(similarity, counts, width, alpha, beta, backend)
+    labels = torch.empty_like(index)
+    labels[index] = torch.as_tensor(found.labels).long()
+    return labels, found.relaxed
 
 
 def _likeness(similarity: Tensor, starts: Sequence[int], parent: int) -> float:

@@ -9,9 +9,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from hetmerge.labels import permute_labels, positional_partition, similarity_of
+from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
 from hetmerge.nested import inner_similarity, outer_similarity
-from hetmerge.ops import Moments, zip_match
+from hetmerge.ops import Moments
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -119,7 +119,7 @@ def test_the_order_of_the_parents_does_not_matter(
         elif match == "permute":
             labels = permute_labels(similarity, sizes, width)
         else:
-            labels = torch.as_tensor(zip_match(similarity, sizes, width=width, alpha=0.5))
+            labels, _ = zip_labels(similarity, sizes, width, 0.5, 1.0, "auto")
         return labels[:, None] == labels[None]
 
     given_first = pairs(similarity, sizes)[index][:, index]
