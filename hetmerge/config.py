@@ -28,6 +28,14 @@ def _width(value: Any) -> Any:
     )
 
 
+def _unit(value: Any) -> Any:
+    if value is None or (type(value) is int and value > 0) or (isinstance(value, str) and value):
+        return value
+    raise ValueError(
+        f"expected a number of units above 0, the path of a unit, or null, got {_shown(value)}"
+    )
+
+
 class Section(BaseModel):
     """A mapping whose unknown keys are errors that name the nearest valid one."""
 
@@ -82,7 +90,7 @@ class MergeParameters(Section):
     width: Annotated[Any, BeforeValidator(_width)] = "max"
     refit: bool = True
     repair: Literal["none", "bn", "repair"] = "none"
-    stop_at: Positive | Annotated[str, Field(min_length=1)] | None = None
+    stop_at: Annotated[Any, BeforeValidator(_unit)] = None
     seed: Annotated[int, Field(ge=0)] = 0
     backend: Literal["auto", "reference", "native", "torch", "triton", "cuda"] = "auto"
 

@@ -26,9 +26,9 @@ _KINDS = {
     "memory_format": torch.memory_format,
 }
 _PYTHON = {"operator": operator, "math": math, "torch": torch}
-_NUMBERS = ("add", "sub", "mul", "neg", "floordiv", "truediv", "mod", "pow", "getitem")
-_NUMBERS += ("eq", "ne", "lt", "le", "gt", "ge", "floor", "ceil", "trunc", "sym_max", "sym_min")
-_NUMBERS += ("sym_float", "sym_int", "sym_not", "sym_ite")
+_NUMBERS = {"add", "sub", "mul", "neg", "floordiv", "truediv", "mod", "pow", "getitem"}
+_NUMBERS |= {"eq", "ne", "lt", "le", "gt", "ge", "floor", "ceil", "trunc", "sym_max", "sym_min"}
+_NUMBERS |= {"sym_float", "sym_int", "sym_not", "sym_ite"}
 
 
 @dataclass(frozen=True)

@@ -70,7 +70,7 @@ def export(
             )
             # torch's own use of a pytree check that torch deprecates
             warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
-            sizes = _free_sizes(args, kwargs) if free_sizes else None
+            sizes = _free_sizes(model, args, kwargs) if free_sizes else None
             exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=sizes)
             if _mutable(exported):
                 exported = exported.run_decompositions({})
@@ -82,12 +82,12 @@ def export(
     return exported
 
 
-def _free_sizes(args: Any, kwargs: Any) -> torch.export.ShapesCollection:
+def _free_sizes(model: nn.Module, args: Any, kwargs: Any) -> Any:
     sizes = torch.export.ShapesCollection()
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, torch.Tensor):
             sizes[leaf] = dict.fromkeys(range(leaf.dim()), torch.export.Dim.AUTO)
-    return sizes
+    return sizes.dynamic_shapes(model, args, kwargs)
 
 
 def _to_meta(leaf: Any) -> Any:
