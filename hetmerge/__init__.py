@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from hetmerge.checkpoints import save as save
     from hetmerge.merging import merge as merge
     from hetmerge.ops import Moments as Moments
+    from hetmerge.partial import PartialModel as PartialModel
     from hetmerge.planning import AlignmentPlan as AlignmentPlan
     from hetmerge.planning import plan as plan
     from hetmerge.tracing import SpaceGraph as SpaceGraph
@@ -38,6 +39,7 @@ _HOMES = {
     "AlignmentPlan": "hetmerge.planning",
     "MergeResult": "hetmerge.applying",
     "Moments": "hetmerge.ops",
+    "PartialModel": "hetmerge.partial",
     "SpaceGraph": "hetmerge.tracing",
     "Statistics": "hetmerge.calibration",
     "apply": "hetmerge.applying",

@@ -72,9 +72,8 @@ def align(
         AlignmentError: the parents' stages do not correspond.
     """
     stages = find_stages(networks, blocks)
-    counts = [sum(len(s.units) for s in parent) for parent in stages]
-    sizes = [sum(t.numel() for t in n.state.values()) for n in networks]
-    base = max(range(len(networks)), key=lambda m: (counts[m], sizes[m], -m))
+    ranks = _ranks(networks, stages)
+    base = max(range(len(networks)), key=ranks.__getitem__)
     uneven = [
         s for s in range(len(stages[0])) if len({len(parent[s].units) for parent in stages}) > 1
     ]
@@ -89,6 +88,16 @@ def align(
             starts = _starts(table, deepest, len(parent[s].units), depth)
             slots[m][s] = [starts.index(i) if i in starts else None for i in range(deepest)]
     return Alignment(stages, slots, similarity, base)
+
+
+def _ranks(
+    networks: Sequence[Network], stages: Sequence[Sequence[Stage]]
+) -> list[tuple[int, int, int]]:
+    """Units, then numbers, then the first given: the order decides between equal shapes only."""
+    return [
+        (sum(len(s.units) for s in mine), sum(t.numel() for t in n.state.values()), -m)
+        for m, (n, mine) in enumerate(zip(networks, stages, strict=True))
+    ]
 
 
 def find_stages(
@@ -162,9 +171,11 @@ def _similarity(
     progress: Progress,
 ) -> dict[str, list[Tensor]]:
     """CKA between the unit outputs of each stage: every parent against the deepest one."""
-    names = [stage.name for stage in max(stages, key=lambda p: sum(len(s.units) for s in p))]
+    ranks = _ranks(networks, stages)
+    names = [stage.name for stage in stages[max(range(len(stages)), key=ranks.__getitem__)]]
     deepest = [
-        max(range(len(stages)), key=lambda m: len(stages[m][s].units)) for s in range(len(names))
+        max(range(len(stages)), key=lambda m: (len(stages[m][s].units), *ranks[m]))
+        for s in range(len(names))
     ]
     scores = [[CKA() for _ in stages] for _ in names]
     for call in progress.track(_enough(batches), "CKA of layers"):

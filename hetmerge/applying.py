@@ -14,6 +14,7 @@ from hetmerge.blueprint import Blueprint
 from hetmerge.building import build
 from hetmerge.calibration import FEWEST
 from hetmerge.cost import Cost, estimate
+from hetmerge.cutting import Cut, find_cut
 from hetmerge.errors import InputError, PlanError
 from hetmerge.network import Call, Network, samples
 from hetmerge.outputs import is_output
@@ -25,6 +26,7 @@ from hetmerge.refit import Fitter, Refit
 from hetmerge.report import Report, make_report
 from hetmerge.scores import Evaluate, compare
 from hetmerge.setting import Setting
+from hetmerge.splitting import split
 
 
 @dataclass(frozen=True)
@@ -32,7 +34,8 @@ class MergeResult:
     """A merged model with the plan it came from and a report of what happened.
 
     Attributes:
-        model: the merged module, in eval mode, of the class of the deepest parent.
+        model: the merged module, in eval mode, of the class of the deepest parent; with `stop_at`
+            a :class:`hetmerge.partial.PartialModel`.
         plan: the alignment plan (pure data, no weights).
         report: sizes, segments, what merged, explained variance per layer, seconds.
         blueprint: what, besides tensor shapes, makes the model differ from its deepest parent.
@@ -50,6 +53,8 @@ class MergeResult:
         batches: Iterable[Any] | None = None,
     ) -> dict[str, dict[str, float]]:
         """Score the parents, their ensemble and the result with one function; kept in the report.
+
+        Of a partial merge every head is scored by name as well.
 
         Args:
             models: the parents, in order.
@@ -84,6 +89,7 @@ def apply(
     repair: str | None = None,
     weights: Sequence[float] | None = None,
     seed: int | None = None,
+    stop_at: int | str | None = None,
     progress: bool | None = None,
 ) -> MergeResult:
     """Merge parents as a plan says; the same plan, parents and batches give the same bytes.
@@ -93,7 +99,7 @@ def apply(
         models: the parents the plan was made for, in the same order; never modified.
         batches: calibration inputs for refit and repair; needed unless both are off or the merge is
             exact.
-        refit, ridge, repair, weights, seed: override what the plan says.
+        refit, ridge, repair, weights, seed, stop_at: override what the plan says.
         progress: show bars on standard error; None: only on a terminal.
 
     Raises:
@@ -101,6 +107,7 @@ def apply(
         InputError: an option is out of range, or refit is asked for without batches.
     """
     changes = {"refit": refit, "ridge": ridge, "repair": repair, "weights": weights, "seed": seed}
+    changes["stop_at"] = stop_at
     plan = plan.with_options(**{k: v for k, v in changes.items() if v is not None})
     calls = as_batches(batches)
     setting, partitions = setting_of(plan, models)
@@ -117,6 +124,7 @@ class Prepared:
     blueprint: Blueprint
     calls: Sequence[Call]
     exact: bool
+    cut: Cut | None
     started: float
 
     @property
@@ -133,14 +141,15 @@ class Prepared:
             self.calls,
             refit=self.refit,
             auto=self.plan.options.ridge == "auto",
+            cut=self.cut,
         )
 
     def run(self, progress: Progress) -> MergeResult:
         """Correct and report."""
         options, setting = self.plan.options, self.projector.setting
-        found = Refit()
+        fitter = None
         if self.calls:
-            found = Fitter(
+            fitter = Fitter(
                 self.merged,
                 self.projector,
                 self.calls,
@@ -149,12 +158,20 @@ class Prepared:
                 ridge=options.ridge,
                 seed=options.seed,
                 progress=progress,
-            ).run()
-        model = self.merged.model
-        _finish(model, setting)
-        report = make_report(self.plan, setting, self.projector, model, found, self.exact)
+                cut=self.cut,
+            )
+            fitter.run()
+        model, blueprint, partitions = self.merged.model, self.blueprint, self.projector.partitions
+        if self.cut is None:
+            _finish(model, setting)
+        else:
+            fitted = fitter if self.refit else None
+            model, blueprint = split(self.projector, self.merged, self.cut, fitted), Blueprint()
+            partitions = self.cut.merged(partitions)
+        found = fitter.found if fitter else Refit()
+        report = make_report(self.plan, setting, partitions, model, found, self.exact)
         report.seconds["apply"] = time.perf_counter() - self.started
-        return MergeResult(model, self.plan, report, self.blueprint)
+        return MergeResult(model, self.plan, report, blueprint)
 
 
 def prepare(
@@ -166,7 +183,8 @@ def prepare(
     """Check, project and build."""
     started = time.perf_counter()
     options = plan.options
-    exact = is_exact(setting, partitions)
+    cut = find_cut(setting, options.stop_at)
+    exact = is_exact(setting, partitions, cut)
     correcting = options.refit and not exact or options.repair != "none"
     if correcting and not calls:
         raise InputError(
@@ -181,16 +199,19 @@ def prepare(
     model, blueprint = build(setting, projector.widths, projector.state())
     merged = Network(model, setting.call, "merged model", fold=False)
     _check_same_program(setting.skeleton, merged, projector.widths)
-    return Prepared(plan, projector, merged, blueprint, calls, exact, started)
+    return Prepared(plan, projector, merged, blueprint, calls, exact, cut, started)
 
 
-def is_exact(setting: Setting, partitions: dict[int, Partition]) -> bool:
-    """Projection alone gives the parents' outputs, averaged or side by side.
+def is_exact(setting: Setting, partitions: dict[int, Partition], cut: Cut | None = None) -> bool:
+    """Projection alone gives the parents' outputs (or what they are at the cut) as they should be.
 
     True if no free features of two parents share a cluster, no norm mixes what stands side by side,
     and no axis that must keep its order carries features of both.
     """
     spaces = setting.skeleton.graph.spaces
+    mixing = set(setting.skeleton.graph.mixing)
+    if cut is not None:
+        partitions, mixing = cut.merged(partitions), mixing & cut.trunk
     plain = ("convolution kernel", "spatial position", "input ")
     for k, partition in partitions.items():
         space = spaces[k]
@@ -201,7 +222,7 @@ def is_exact(setting: Setting, partitions: dict[int, Partition]) -> bool:
             continue  # its axis is kept apart by the heads or groups it is nested in
         if space.free or not any(pin.startswith(plain) for pin in space.pins):
             return False
-    return not setting.skeleton.graph.mixing
+    return not mixing
 
 
 def _check_same_program(skeleton: Network, merged: Network, widths: Mapping[int, int]) -> None:

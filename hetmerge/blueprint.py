@@ -152,6 +152,9 @@ def _plain(value: Any, name: str) -> Any:
         return value
     if isinstance(value, (tuple, list)) and all(_plain(v, "") is not _UNKNOWN for v in value):
         return [_plain(v, "") for v in value]
+    if isinstance(value, dict) and all(isinstance(k, str) for k in value):
+        found = {k: _plain(v, "") for k, v in value.items()}
+        return found if _UNKNOWN not in found.values() else _UNKNOWN
     return _UNKNOWN
 
 

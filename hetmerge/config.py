@@ -28,6 +28,14 @@ def _width(value: Any) -> Any:
     )
 
 
+def _unit(value: Any) -> Any:
+    if value is None or (type(value) is int and value > 0) or (isinstance(value, str) and value):
+        return value
+    raise ValueError(
+        f"expected a number of units above 0, the path of a unit, or null, got {_shown(value)}"
+    )
+
+
 class Section(BaseModel):
     """A mapping whose unknown keys are errors that name the nearest valid one."""
 
@@ -83,6 +91,7 @@ class MergeParameters(Section):
     refit: bool = True
     ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = 0.01
     repair: Literal["none", "bn", "repair"] = "none"
+    stop_at: Annotated[Any, BeforeValidator(_unit)] = None
     seed: Annotated[int, Field(ge=0)] = 0
     backend: Literal["auto", "reference", "native", "torch", "triton", "cuda"] = "auto"
 

@@ -12,6 +12,7 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from hetmerge.cutting import Cut
 from hetmerge.execution import Schedule, Value, flat_inputs
 from hetmerge.layers import CONVOLUTIONS, Group, Layer, op_name
 from hetmerge.leastsquares import RIDGES
@@ -62,7 +63,13 @@ class Cost:
 
 
 def estimate(
-    merged: Network, setting: Setting, calls: Sequence[Call], *, refit: bool, auto: bool
+    merged: Network,
+    setting: Setting,
+    calls: Sequence[Call],
+    *,
+    refit: bool,
+    auto: bool,
+    cut: Cut | None = None,
 ) -> Cost:
     """The cost of correcting `merged` on these batches.
 
@@ -71,6 +78,7 @@ def estimate(
         calls: the batches; none costs nothing.
         refit: the layers are solved (else rescaled).
         auto: the ridge is chosen by batches left out.
+        cut: of a partial merge; the cost is that of its trunk.
     """
     networks = [merged, *setting.parents]
     total = sum(samples_of(call) for call in calls)
@@ -80,7 +88,7 @@ def estimate(
     meter = _Meter()
     ledgers = [_Ledger(network.graph.program, growth, len(calls), meter) for network in networks]
     folds = len(folds_of(len(calls))) if auto else 1
-    steps = steps_of(merged, setting, refit=refit)
+    steps = steps_of(merged, setting, refit=refit, cut=cut)
     systems, flops = [], 0.0
     for step in visit(steps, steps, ledgers[0], ledgers[1:]):
         for ledger, names in zip(ledgers[1:], step.parents, strict=True):

@@ -11,6 +11,7 @@ from torch import Tensor
 from hetmerge.errors import InputError
 from hetmerge.ops.assignment import linear_sum_assignment
 from hetmerge.ops.moments import Moments
+from hetmerge.ops.zipping import zip_match_info
 from hetmerge.partition import Partition, identity
 
 
@@ -58,7 +59,9 @@ def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tens
     """Labels of one-to-one matching, parent after parent.
 
     Each parent is matched to the clusters of those before it by linear sum assignment of the mean
-    correlation; where `width` leaves room, only the best pairs are merged.
+    correlation; where `width` leaves room, only the best pairs are merged. The widest parent comes
+    first, and of equally wide ones that which resembles all others most: the order in which they
+    are given decides only where those are equal too.
 
     Args:
         similarity: [sum(sizes), sum(sizes)] correlations.
@@ -69,7 +72,7 @@ def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tens
         int64 [sum(sizes)] in [0, width).
     """
     starts = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
-    order = sorted(range(len(sizes)), key=lambda m: (-sizes[m], m))
+    order = canonical_order(similarity, sizes)
     labels = torch.full((starts[-1],), -1, dtype=torch.int64)
     clusters = 0
     for m in order:
@@ -85,6 +88,46 @@ def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tens
         labels[alone] = torch.arange(clusters, clusters + len(alone))
         clusters += len(alone)
     return labels
+
+
+def canonical_order(similarity: Tensor, sizes: Sequence[int]) -> list[int]:
+    """Parents by width, then by how much they resemble the others, then as given."""
+    starts = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
+    return sorted(range(len(sizes)), key=lambda m: (-sizes[m], -_likeness(similarity, starts, m)))
+
+
+def zip_labels(
+    similarity: Tensor, sizes: Sequence[int], width: int, alpha: float, beta: float, backend: str
+) -> tuple[Tensor, bool]:
+    """Labels of elastic zip, whatever the order of the parents, and whether budgets were relaxed.
+
+    A cluster over several parents counts as the first one's when budgets are spent (arXiv
+    2501.00061), so the parents are brought into the order of :func:`canonical_order`.
+
+    Args:
+        similarity: [sum(sizes), sum(sizes)] correlations.
+        sizes: features per parent.
+
+    Returns:
+        int64 [sum(sizes)] in [0, width); True if a budget had to be dropped.
+    """
+    order = canonical_order(similarity, sizes)
+    spans = torch.arange(sum(sizes)).split(list(sizes))
+    index = torch.cat([spans[m] for m in order])
+    if order != sorted(order):
+        similarity = similarity[index][:, index]
+    counts = [sizes[m] for m in order]
+    found = zip_match_info(similarity, counts, width, alpha, beta, backend)
+    labels = torch.empty_like(index)
+    labels[index] = torch.as_tensor(found.labels).long()
+    return labels, found.relaxed
+
+
+def _likeness(similarity: Tensor, starts: Sequence[int], parent: int) -> float:
+    """Sum of a parent's correlations with the others, rounded: sums differ with their order."""
+    rows = slice(*starts[parent : parent + 2])
+    total = similarity[rows].double().sum() - similarity[rows, rows].double().sum()
+    return round(float(total), 6)
 
 
 def _cluster_scores(rows: Tensor, labels: Tensor, clusters: int) -> Tensor:
@@ -103,9 +146,10 @@ def positional_partition(name: str, sizes: dict[int, int], target: int) -> Parti
         )
     labels: dict[int, Tensor] = {}
     used = 0
-    for m, count in sizes.items():
+    for m, count in sorted(sizes.items(), key=lambda item: -item[1]):  # the widest first
         shared = max(0, used + count - target) if used else 0
         fresh = torch.arange(used, used + count - shared)
         labels[m] = torch.cat([torch.arange(shared), fresh])
         used += len(fresh)
+    labels = dict(sorted(labels.items()))
     return Partition(target, labels) if used == target else identity(max(sizes.values()), sizes)

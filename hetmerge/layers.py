@@ -160,8 +160,14 @@ def _only_user(node: Node) -> Node | None:
     return next(iter(node.users)) if len(node.users) == 1 else None
 
 
-def left_out(program: ExportedProgram, groups: Sequence[Group]) -> dict[str, str]:
-    """Weights (two or more dimensions) that no group solves for -> why not."""
+def left_out(
+    program: ExportedProgram, groups: Sequence[Group], within: frozenset[str] | None = None
+) -> dict[str, str]:
+    """Weights (two or more dimensions) that no group solves for -> why not.
+
+    Args:
+        within: nodes; only weights that one of them reads count. None: all of them.
+    """
     names = tensor_names(program)
     solved = {layer.weight for group in groups for layer in group.layers}
     parameters = set(program.graph_signature.inputs_to_parameters)
@@ -169,6 +175,8 @@ def left_out(program: ExportedProgram, groups: Sequence[Group]) -> dict[str, str
     for node in program.graph.nodes:
         name = names.get(node.name)
         if node.name not in parameters or node.meta["val"].dim() < 2 or name in solved:
+            continue
+        if within is not None and not any(user.name in within for user in node.users):
             continue
         readers = sorted({op_name(user) for user in node.users})
         if len(node.users) > 1:

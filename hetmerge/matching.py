@@ -13,10 +13,9 @@ from hetmerge.agreement import Agreement, agreement
 from hetmerge.calibration import Statistics
 from hetmerge.errors import InputError
 from hetmerge.importance import by_fisher, by_weights
-from hetmerge.labels import permute_labels, positional_partition, similarity_of
+from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
 from hetmerge.nested import inner_similarity, outer_similarity
 from hetmerge.ops.moments import Moments
-from hetmerge.ops.zipping import zip_match_info
 from hetmerge.options import Options
 from hetmerge.outputs import output_partition
 from hetmerge.partition import Partition, union
@@ -183,16 +182,10 @@ class _Matcher:
                 )
             labels = permute_labels(similarity, counts, target)
         else:
-            found = zip_match_info(
-                similarity,
-                counts,
-                width=target,
-                alpha=options.alpha,
-                beta=options.beta,
-                backend=options.backend,
+            labels, relaxed = zip_labels(
+                similarity, counts, target, options.alpha, options.beta, options.backend
             )
-            labels = torch.as_tensor(found.labels).long()
-            if found.relaxed:
+            if relaxed:
                 self.notes.append(
                     f"space {space.name!r}: within-model budgets ran out and were relaxed"
                 )

@@ -109,7 +109,9 @@ def _write(result: MergeResult, config: MergeConfig, config_path: Path, out: Pat
 def _print_report(console: "Console", report: Report) -> None:
     lines = {
         "parameters": " + ".join(f"{count:,}" for count in report.parameters)
-        + f" -> {report.merged_parameters:,}"
+        + f" -> {report.merged_parameters:,}",
+        "MFLOPs": " + ".join(f"{count / 1e6:,.4g}" for count in report.flops)
+        + f" -> {report.merged_flops / 1e6:,.4g}",
     }
     if report.exact:
         lines["exact"] = "nothing was averaged: the outputs are the parents' own by construction"

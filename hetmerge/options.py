@@ -42,6 +42,9 @@ class Options:
         ridge: of refit, relative to the mean square of a layer's inputs: "auto" (each layer's own,
             by the error on calibration batches left out) or a number, of heads a tenth of it.
         repair: "none", "bn" or "repair", where refit is off.
+        stop_at: merge up to and including this unit only, and keep what follows as one head per
+            parent: a number of merged units over all stages, or the module path of a unit in the
+            deepest parent. None merges everything.
         seed: of the positions that refit samples.
         backend: of the kernels.
     """
@@ -58,6 +61,7 @@ class Options:
     refit: bool = True
     ridge: float | str = RIDGE
     repair: str = "none"
+    stop_at: int | str | None = None
     seed: int = 0
     backend: str = "auto"
 
@@ -80,6 +84,11 @@ class Options:
             raise InputError(f"refit: got {self.refit!r}; allowed: True or False")
         if self.ridge != "auto" and not _positive(self.ridge):
             raise InputError(f"ridge: got {self.ridge!r}; allowed: 'auto', or a number above 0")
+        if self.stop_at is not None and not _is_unit(self.stop_at):
+            raise InputError(
+                f"stop_at: got {self.stop_at!r}; allowed: a number of units from 1, the module "
+                "path of a unit in the deepest parent, or None"
+            )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InputError(f"seed: got {self.seed!r}; allowed: an integer")
 
@@ -145,6 +154,11 @@ def _positive(value: object) -> bool:
 
 def _listed(value: object) -> bool:
     return isinstance(value, Sequence) and not isinstance(value, (str, bytes))
+
+
+def _is_unit(value: object) -> bool:
+    counted = isinstance(value, int) and not isinstance(value, bool) and value > 0
+    return counted or (isinstance(value, str) and bool(value))
 
 
 def _one_of(name: str, value: object, allowed: Sequence[str]) -> None:

@@ -47,7 +47,7 @@ def render(report: Report, plan: AlignmentPlan) -> str:
     parts = [
         "<h1>Merge report</h1>",
         f"<p class='verdict'>{escape(sentence(list(agreements.values())))}</p>",
-        _table(("", "parameters", "weight"), _parents(report)),
+        _table(("", "parameters", "MFLOPs", "weight"), _parents(report)),
     ]
     if report.exact:
         parts.append("<p>Exact: the outputs are the parents' own, averaged or side by side.</p>")
@@ -86,10 +86,16 @@ def _document(body: str) -> str:
 
 def _parents(report: Report) -> list[list[str]]:
     rows = [
-        [f"parent {m}", f"{count:,}", f"{weight:.3g}"]
-        for m, (count, weight) in enumerate(zip(report.parameters, report.weights, strict=True))
+        [f"parent {m}", f"{count:,}", _mega(work), f"{weight:.3g}"]
+        for m, (count, work, weight) in enumerate(
+            zip(report.parameters, report.flops, report.weights, strict=True)
+        )
     ]
-    return [*rows, ["merged", f"{report.merged_parameters:,}", ""]]
+    return [*rows, ["merged", f"{report.merged_parameters:,}", _mega(report.merged_flops), ""]]
+
+
+def _mega(count: int) -> str:
+    return f"{count / 1e6:,.4g}"
 
 
 def _space(space: SpaceReport) -> list[str]:

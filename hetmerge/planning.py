@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hetmerge.agreement import Agreement
 from hetmerge.alignment import Alignment, find_stages
 from hetmerge.calibration import Statistics, all_calls, as_calls, calibrate, check_models
+from hetmerge.cutting import find_cut
 from hetmerge.errors import PlanError
 from hetmerge.fingerprint import call_from, call_spec, fingerprint
 from hetmerge.matching import match_spaces
@@ -193,6 +194,7 @@ def plan_statistics(
     )
     matching = match_spaces(statistics, chosen)
     setting = statistics.setting
+    find_cut(setting, chosen.stop_at)
     spaces = setting.skeleton.graph.spaces
     found = AlignmentPlan(
         options=chosen,

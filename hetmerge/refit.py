@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
+from hetmerge.cutting import Cut
 from hetmerge.layers import Group, left_out
 from hetmerge.leastsquares import RIDGES, Normal, held_out, inputs_of, pick, sample_positions
 from hetmerge.network import Call, Network, samples
@@ -61,6 +62,7 @@ class Fitter:
     Every group of layers is reached with the merged network's own activations in front of it, and
     the parents' activations as targets: their pre-activations, averaged within clusters; where the
     layers end in a residual addition, what is missing from the merged network's own stream.
+    Of a partial merge it corrects the trunk, and keeps what everybody is at the cut.
     """
 
     def __init__(
@@ -74,22 +76,36 @@ class Fitter:
         ridge: float | str,
         seed: int,
         progress: Progress,
+        cut: Cut | None = None,
     ):
         self.merged, self.projector, self.setting = merged, projector, projector.setting
         self.refit, self.repair, self.ridge, self.progress = refit, repair, ridge, progress
+        self.calls, self.seed, self.cut = calls, seed, cut
         self.generator = torch.Generator().manual_seed(seed)
-        self.steps = steps_of(merged, self.setting, refit=refit)
+        self.steps = steps_of(merged, self.setting, refit=refit, cut=cut)
         self.walker = merged.walk(calls)
         self.parents = [network.walk(calls) for network in self.setting.parents]
         self.targets = Targets(projector, self.parents)
         self.samples = sum(samples(call) for call in calls)
         self.found = Refit()
+        if cut is not None:
+            self.walker.hold([cut.unit.output])
+            pairs = zip(self.parents, self.setting.parents, cut.own, strict=True)
+            for walker, network, unit in pairs:
+                walker.hold([unit.output, *network.graph.outputs])
+
+    def start(self, node: str, values: list[Tensor]) -> None:
+        """Give the merged network's value of a node; only the layers behind it are corrected."""
+        order = self.merged.nodes.order
+        self.steps = [s for s in self.steps if order[s.group.layers[0].node] > order[node]]
+        self.walker.give(node, values)
 
     def run(self) -> Refit:
         """Walk over all groups in order; the merged network's state is changed in place."""
         if self.refit:
             groups = [step.group for step in self.steps]
-            missing = left_out(self.merged.graph.program, groups)
+            trunk = self.cut.trunk if self.cut else None
+            missing = left_out(self.merged.graph.program, groups, trunk)
             self.found.left_out = {title(name): why for name, why in missing.items()}
             if self.ridge == "auto" and len(self.walker.programs) < 2:
                 self.found.notes.append(

@@ -8,10 +8,13 @@ from typing import TYPE_CHECKING, Any
 from torch import nn
 
 from hetmerge.agreement import Agreement
-from hetmerge.projection import Projector
+from hetmerge.flops import flops_of
+from hetmerge.partition import Partition
 from hetmerge.setting import Setting
 
 if TYPE_CHECKING:
+    from collections.abc import Mapping
+
     from hetmerge.planning import AlignmentPlan
     from hetmerge.refit import Refit
 
@@ -35,6 +38,9 @@ class Report:
     Attributes:
         parameters: of every parent.
         merged_parameters: of the result.
+        flops: of every parent, floating point operations per sample (two per multiply-add) of its
+            convolutions and matrix products, at the sizes of the first batch.
+        merged_flops: of the result.
         segments: stage -> merged positions of the units of its shallowest parent.
         spaces: what happened to each space.
         fits: per layer group, share of its targets' variance explained before and after refit,
@@ -49,6 +55,8 @@ class Report:
 
     parameters: list[int]
     merged_parameters: int
+    flops: list[int]
+    merged_flops: int
     samples: int
     weights: list[float]
     options: dict[str, Any]
@@ -70,7 +78,7 @@ class Report:
 def make_report(
     plan: AlignmentPlan,
     setting: Setting,
-    projector: Projector,
+    partitions: Mapping[int, Partition],
     model: nn.Module,
     refit: Refit,
     exact: bool,
@@ -82,6 +90,8 @@ def make_report(
     return Report(
         parameters=[parent["parameters"] for parent in plan.parents],
         merged_parameters=sum(p.numel() for p in model.parameters()),
+        flops=[flops_of(p.model, setting.call, p.replaced) for p in setting.parents],
+        merged_flops=flops_of(model, setting.call),
         samples=plan.samples,
         weights=plan.weights,
         options=plan.options.to_dict(),
@@ -95,7 +105,7 @@ def make_report(
                 spaces[k].free,
                 agreements[spaces[k].name],
             )
-            for k, p in projector.partitions.items()
+            for k, p in partitions.items()
         ],
         fits=[asdict(fit) for fit in refit.fits],
         left_out=refit.left_out,
@@ -129,5 +139,7 @@ def summarise(plan: AlignmentPlan) -> str:
         if space.free:
             sizes = " + ".join("-" if x is None else str(len(x)) for x in space.labels)
             lines.append(f"  space {space.name}: {sizes} -> {space.width}")
+    if plan.options.stop_at is not None:
+        lines.append(f"  stop at {plan.options.stop_at}: behind it one head per parent, not merged")
     lines += [f"  note: {note}" for note in plan.notes]
     return "\n".join(lines)

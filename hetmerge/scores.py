@@ -10,6 +10,7 @@ from torch import nn
 
 from hetmerge.controls import Ensemble
 from hetmerge.errors import InputError
+from hetmerge.partial import PartialModel
 
 if TYPE_CHECKING:
     from hetmerge.applying import MergeResult
@@ -33,6 +34,9 @@ def compare(
         else:
             candidates["ensemble"] = Ensemble(parents, "average").eval()
     candidates["merged"] = result.model
+    if isinstance(result.model, PartialModel):
+        for name in result.model.heads:
+            candidates[f"merged, head {name}"] = result.model.branch(name)
     return {who: _score(who, model, evaluate) for who, model in candidates.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
+from hetmerge.cutting import Cut
 from hetmerge.execution import Schedule
 from hetmerge.layers import Group, find_groups
 from hetmerge.network import Network
@@ -28,15 +29,20 @@ class Step:
     parents: list[list[str]]
 
 
-def steps_of(merged: Network, setting: Setting, *, refit: bool) -> list[Step]:
+def steps_of(
+    merged: Network, setting: Setting, *, refit: bool, cut: Cut | None = None
+) -> list[Step]:
     """Every group in the order in which it can be corrected.
 
     Args:
         merged: the merged network, or one with the same program.
         refit: the layers are solved (else rescaled, from statistics of their outputs).
+        cut: of a partial merge; only the groups of its trunk.
     """
     found = []
     for group in find_groups(merged.graph.program, merged.layers):
+        if cut is not None and group.layers[0].node not in cut.trunk:
+            continue
         tails = [layer.tail for layer in group.layers]
         before = [layer.source for layer in group.layers] if refit else tails
         if refit and group.skip:

@@ -79,7 +79,7 @@ class Targets:
         members = [m for m, _ in values]
         width, factors = self._averages(node, layer.feature_dim, members)
         scaled = self.is_head(layer) and not self._same_outputs(layer, members)
-        scales = {m: _scale(found) for m, found in values if found is not None} if scaled else {}
+        scales = {m: scale_of(found) for m, found in values if found is not None} if scaled else {}
         return Target(values, width, factors, scales)
 
     def is_head(self, layer: Layer) -> bool:
@@ -119,7 +119,7 @@ class Targets:
         return width, {m: (place, shares[m] / mass[place]) for m, place in places.items()}
 
 
-def _scale(batches: Sequence[Tensor]) -> tuple[float, float]:
+def scale_of(batches: Sequence[Tensor]) -> tuple[float, float]:
     """Mean and standard deviation of all of a parent's outputs."""
     count = sum(value.numel() for value in batches)
     mean = sum(float(value.sum(dtype=torch.float64)) for value in batches) / count

@@ -35,7 +35,11 @@ def example(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
 
 
 def export(
-    model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None
+    model: nn.Module,
+    args: Any = (),
+    kwargs: dict[str, Any] | None = None,
+    *,
+    free_sizes: bool = False,
 ) -> ExportedProgram:
     """Export a model to a functional ATen program.
 
@@ -46,6 +50,7 @@ def export(
         model: any module that `torch.export` accepts.
         args: example inputs: a tensor, a tuple, a list, or a dict of keyword inputs.
         kwargs: example keyword inputs.
+        free_sizes: sizes of inputs stay open where the model's code allows; else they are fixed.
 
     Raises:
         TraceError: the model cannot be exported for these inputs.
@@ -65,7 +70,8 @@ def export(
             )
             # torch's own use of a pytree check that torch deprecates
             warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
-            exported = torch.export.export(model, args, kwargs, strict=False)
+            sizes = _free_sizes(model, args, kwargs) if free_sizes else None
+            exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=sizes)
             if _mutable(exported):
                 exported = exported.run_decompositions({})
     except Exception as error:
@@ -74,6 +80,14 @@ def export(
     if left:
         raise TraceError(f"{type(model).__name__}: in-place {left[0]} could not be made functional")
     return exported
+
+
+def _free_sizes(model: nn.Module, args: Any, kwargs: Any) -> Any:
+    sizes = torch.export.ShapesCollection()
+    for leaf in pytree.tree_leaves((args, kwargs)):
+        if isinstance(leaf, torch.Tensor):
+            sizes[leaf] = dict.fromkeys(range(leaf.dim()), torch.export.Dim.AUTO)
+    return sizes.dynamic_shapes(model, args, kwargs)
 
 
 def _to_meta(leaf: Any) -> Any:

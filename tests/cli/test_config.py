@@ -67,6 +67,8 @@ def test_unknown_keys_name_the_nearest(
         ({"parameters": {"width": "mx"}}, "parameters.width: expected 'max', 'union'"),
         ({"parameters": {"width": -2.0}}, "parameters.width: expected 'max', 'union'"),
         ({"parameters": {"width": True}}, "parameters.width: expected 'max', 'union'"),
+        ({"parameters": {"stop_at": 0}}, "parameters.stop_at: expected a number of units above 0"),
+        ({"parameters": {"stop_at": True}}, "parameters.stop_at: expected a number of units"),
         ({"parameters": {"width": {}}}, "parameters.width: expected 'max', 'union'"),
         ({"parameters": {"labels": [["a"]]}}, "parameters.labels: expected 2 lists, got 1"),
         ({"parameters": None}, "parameters: expected a mapping, got None"),
@@ -125,3 +127,10 @@ def test_choices_and_defaults_are_those_of_the_library() -> None:
     defaults = Options().to_dict()
     assert {name: defaults[name] for name in fields} == MergeParameters().model_dump()
     assert defaults["match"] == MergeConfig.model_fields["merge_method"].default
+
+
+@pytest.mark.parametrize("place", [3, "layer2.3", None])
+def test_where_a_partial_merge_stops(tmp_path: Path, place: int | str | None) -> None:
+    config = read_config(written(tmp_path, {**GOOD, "parameters": {"stop_at": place}}))
+    assert config.parameters.stop_at == place
+    assert Options.make(config.parameters.model_dump()).stop_at == place

@@ -9,7 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
-from hetmerge.labels import permute_labels, positional_partition, similarity_of
+from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
 from hetmerge.nested import inner_similarity, outer_similarity
 from hetmerge.ops import Moments
 
@@ -92,3 +92,35 @@ def test_nested_axes_are_recovered() -> None:
     assert torch.equal(labels[3:], groups)
     found = permute_labels(inner_similarity(together, [3, 3], [4, 4], labels), [4, 4], 4)
     assert torch.equal(found[4:], inner)
+
+
+@SETTINGS
+@given(
+    st.lists(st.integers(1, 5), min_size=3, max_size=4),
+    st.integers(0, 99),
+    st.sampled_from(["permute", "zip", "identity"]),
+    st.data(),
+)
+def test_the_order_of_the_parents_does_not_matter(
+    sizes: list[int], seed: int, match: str, data: st.DataObject
+) -> None:
+    """Without ties (equal widths are one for `identity`) the same features share clusters."""
+    sizes = sorted(set(sizes)) if match == "identity" else sizes
+    width = data.draw(st.integers(max(sizes), sum(sizes)))
+    order = data.draw(st.permutations(range(len(sizes))))
+    similarity = random_similarity(seed, sum(sizes))
+    starts = np.cumsum([0, *sizes])
+    index = np.concatenate([np.arange(starts[m], starts[m + 1]) for m in order])
+
+    def pairs(similarity: torch.Tensor, sizes: list[int]) -> torch.Tensor:
+        if match == "identity":
+            found = positional_partition("s", dict(enumerate(sizes)), width).labels
+            labels = torch.cat([found[m] for m in range(len(sizes))])
+        elif match == "permute":
+            labels = permute_labels(similarity, sizes, width)
+        else:
+            labels, _ = zip_labels(similarity, sizes, width, 0.5, 1.0, "auto")
+        return labels[:, None] == labels[None]
+
+    given_first = pairs(similarity, sizes)[index][:, index]
+    assert torch.equal(given_first, pairs(similarity[index][:, index], [sizes[m] for m in order]))
