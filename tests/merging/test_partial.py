@@ -34,7 +34,7 @@ def gap(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize("stop_at", [1, "layers.0.2", 5])
+@pytest.mark.parametrize("stop_at", [1, "layers.0.2", 6])
 def test_union_is_the_ensemble(stop_at, parents, images) -> None:
     result = hm.merge(parents, images, width="union", stop_at=stop_at, progress=False)
     assert result.report.exact
@@ -123,7 +123,7 @@ def test_files_cannot_name_other_operators(result, tmp_path: Path) -> None:
 def test_export(head, result, images) -> None:
     chosen = {} if head is None else {"head": head}
     program = torch.export.export(result.model, (images[0],), chosen)
-    found = program.module()(images[0], **chosen)
+    found = run(program.module(), images[0], **chosen)
     assert gap(found, run(result.model, images[0], head=head)) < EXACT
 
 
@@ -132,7 +132,8 @@ def test_trains_and_leaves_the_parents_alone(parents, images) -> None:
     parents[0].stem.requires_grad_(False)
     model = hm.merge(parents, images, stop_at=2, progress=False).model
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
-    assert frozen == ["trunk.model.stem.weight"]
+    assert frozen == [name for name in dict(model.named_parameters()) if ".stem." in name]
+    assert len(frozen) == 4
     model(images[0]).square().mean().backward()
     learned = [p for p in model.parameters() if p.requires_grad]
     assert all(p.grad is not None for p in learned)
@@ -185,7 +186,7 @@ def test_what_else_crosses_is_named(make, vectors) -> None:
         (0, InputError, "stop_at: got 0; allowed: a number of units from 1"),
         (True, InputError, "stop_at: got True"),
         ("", InputError, "stop_at: got ''"),
-        (9, PlanError, "stop_at: got 9; allowed: 1 to 5"),
+        (9, PlanError, "stop_at: got 9; allowed: 1 to 6"),
         ("layers.7", PlanError, "layers.0.0, layers.0.1"),
     ],
 )
