@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hetmerge.errors import ConfigError
+from hetmerge.widths import BUDGETS, is_budget
 
 Positive = Annotated[int, Field(gt=0)]
 TEXT_FILES = (".txt", ".jsonl")
@@ -24,6 +25,15 @@ def _width(value: Any) -> Any:
         return value
     raise ValueError(
         "expected 'max', 'union', a factor above 0, or a mapping of space name to such a value, "
+        f"got {_shown(value)}"
+    )
+
+
+def _budget(value: Any) -> Any:
+    if value is None or is_budget(value):
+        return value
+    raise ValueError(
+        f"expected a mapping of one of {', '.join(BUDGETS)} to a number above 0, "
         f"got {_shown(value)}"
     )
 
@@ -80,10 +90,17 @@ class MergeParameters(Section):
     alpha: Annotated[float, Field(gt=0)] = 0.5
     beta: Annotated[float, Field(ge=0)] = 1.0
     width: Annotated[Any, BeforeValidator(_width)] = "max"
+    budget: Annotated[Any, BeforeValidator(_budget)] = None
     refit: bool = True
     repair: Literal["none", "bn", "repair"] = "none"
     seed: Annotated[int, Field(ge=0)] = 0
     backend: Literal["auto", "reference", "native", "torch", "triton", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_dial(self) -> "MergeParameters":
+        if self.budget is not None and self.width != "max":
+            raise ValueError("give 'budget' or 'width', not both: a budget chooses the widths")
+        return self
 
 
 class Calibration(Section):

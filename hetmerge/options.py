@@ -13,7 +13,7 @@ from hetmerge.alignment import DEPTHS
 from hetmerge.errors import InputError
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
-from hetmerge.widths import Width
+from hetmerge.widths import Width, check_budget
 
 MATCHES = ("zip", "permute", "select", "identity")
 IMPORTANCES = ("fisher", "weights")
@@ -36,6 +36,8 @@ class Options:
             calibration inputs (gradients of unlabelled outputs), or "weights" of the next layers.
         alpha, beta: zip's decay of merged similarities and share of within-model merges.
         width: "max", "union", a factor of the widest parent, or a dict of space name -> choice.
+        budget: {"parameters": most} or {"flops": most per input}: choose every width so that least
+            is lost within it; None: as `width` says.
         weights: one per parent; default equal.
         refit: solve every layer in closed form on the calibration inputs.
         repair: "none", "bn" or "repair", where refit is off.
@@ -51,6 +53,7 @@ class Options:
     alpha: float = 0.5
     beta: float = 1.0
     width: Width = "max"
+    budget: dict[str, float] | None = None
     weights: list[float] | None = None
     refit: bool = True
     repair: str = "none"
@@ -64,6 +67,7 @@ class Options:
         _one_of("outputs", self.outputs, OUTPUTS)
         _one_of("repair", self.repair, REPAIRS)
         _one_of("backend", self.backend, BACKENDS)
+        check_budget(self.budget, self.width)
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -111,8 +115,9 @@ class Options:
             values["labels"] = _names(values["labels"])
         if values.get("weights") is not None:
             values["weights"] = _numbers(values["weights"])
-        if isinstance(values.get("width"), Mapping):
-            values["width"] = dict(values["width"])
+        for name in ("width", "budget"):
+            if isinstance(values.get(name), Mapping):
+                values[name] = dict(values[name])
         return cls(**values)
 
 

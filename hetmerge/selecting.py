@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from hetmerge.ops.selection import select
+from hetmerge.ops.selection import Selection, select
 from hetmerge.partition import Partition
 
 
@@ -18,7 +19,18 @@ def selection(
     weights: Sequence[float],
     width: int,
 ) -> Partition:
-    """Keep the features that best explain all of them where it matters.
+    """Keep the features that best explain all of them where it matters: :func:`ranked`, kept."""
+    return kept(covariance, sizes, ranked(covariance, sizes, importances, weights, width), width)
+
+
+def ranked(
+    covariance: Tensor,
+    sizes: Mapping[int, int],
+    importances: Mapping[int, Sequence[Tensor]],
+    weights: Sequence[float],
+    width: int,
+) -> Selection:
+    """The order in which a selection keeps features, whatever its width.
 
     Args:
         covariance: [O, O] float64 of all parents' features, parent after parent.
@@ -26,8 +38,7 @@ def selection(
         importances: parent -> per place that reads its features, [size, size]; each place counts
             the same, a parent counts by its weight.
         weights: of all parents; features of a parent of weight 0 are not kept.
-        width: features to keep.
-
+        width: features to rank; fewer where parents have no weight.
     """
     spans = _spans(sizes)
     importance = torch.zeros_like(covariance)
@@ -41,13 +52,17 @@ def selection(
     heard = heard if bool(heard.any()) else ~heard
     at = heard.nonzero().flatten()
     found = select(covariance[at][:, at], importance[at][:, at], min(width, len(at)))
-    chosen = at[found.features]
+    return replace(found, features=at[found.features])
+
+
+def kept(covariance: Tensor, sizes: Mapping[int, int], order: Selection, width: int) -> Partition:
+    """The map that keeps the first `width` features of a ranking and reads off the others."""
+    spans, chosen = _spans(sizes), order.features[:width]
     labels = torch.full((len(covariance),), -1, dtype=torch.int64)
-    order = chosen.sort().values
-    labels[order] = torch.arange(len(order))
-    readoff = _read_off(covariance, chosen[: found.live], labels, len(order))
+    labels[chosen.sort().values] = torch.arange(len(chosen))
+    readoff = _read_off(covariance, chosen[: order.live], labels, len(chosen))
     return Partition(
-        len(order),
+        len(chosen),
         {m: labels[span] for m, span in spans.items()},
         {m: readoff[span].contiguous() for m, span in spans.items()},
     )
