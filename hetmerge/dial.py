@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -13,13 +14,15 @@ from hetmerge.allocation import Allocation, Problem, allocate
 from hetmerge.calibration import Statistics
 from hetmerge.costs import Cost, flop_cost, parameter_cost
 from hetmerge.errors import InputError
-from hetmerge.losses import losses
+from hetmerge.losses import shares_lost
 from hetmerge.matching import Matcher, Matching, match_spaces
 from hetmerge.options import Options
+from hetmerge.selecting import importance_of
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import alike, is_uniform
 
 POINTS = 64  # widths at most that are tried of one space
+MOST = 1 - 1e-6  # that may be lost of a space: the logarithm of what is kept stays finite
 
 
 @dataclass(frozen=True)
@@ -29,16 +32,24 @@ class Curve:
     Attributes:
         spaces: indices of the spaces; more than one where a family needs them equal.
         widths: ascending, the last one the union.
-        losses: [widths] share of the parents' sensitivity, see :func:`curve_of`.
+        losses: [widths] minus log of the share that is kept, summed over the places that read them.
     """
 
     spaces: tuple[int, ...]
     widths: list[int]
     losses: Tensor
 
+    def half(self, widest: int, wide: bool) -> Curve:
+        """From the widest parent on, or up to it."""
+        at = [i for i, n in enumerate(self.widths) if (n >= widest if wide else n <= widest)]
+        return Curve(self.spaces, [self.widths[i] for i in at], self.losses[at])
+
 
 def match_within(statistics: Statistics, options: Options) -> Matching:
-    """Partitions at the options' width, or at the widths that the budget allows.
+    """Partitions at the options' width, or at the widths that lose least within the budget.
+
+    The widths that training was given are the best known guess of what a place needs: where the
+    budget allows all of them no space becomes narrower, and where it does not none becomes wider.
 
     Raises:
         InputError: the budget is below the smallest possible cost, or as `match_spaces`.
@@ -46,28 +57,34 @@ def match_within(statistics: Statistics, options: Options) -> Matching:
     if options.budget is None:
         return match_spaces(statistics, options)
     matcher = Matcher(statistics, options)
-    matcher.match("max")
-    setting = statistics.setting
-    curves = curves_of(matcher)
-    (name, limit), skeleton = next(iter(options.budget.items())), setting.skeleton
-    cost = parameter_cost(skeleton) if name == "parameters" else flop_cost(skeleton, setting.call)
-    fixed = {k: p.width for k, p in matcher.partitions.items()}
-    fixed = {space.index: fixed.get(space.index, space.size) for space in skeleton.graph.spaces}
-    found = allocate(problem_of(curves, cost, fixed, limit))
-    if found is None:
-        smallest = cost.at(fixed | {k: curve.widths[0] for curve in curves for k in curve.spaces})
-        raise InputError(
-            f"budget: got {limit:,} {name}; allowed: {smallest:,.0f} or more, the cost with every "
-            f"space as narrow as match={options.match!r} can make it"
-        )
-    chosen = {
-        k: curve.widths[i]
-        for curve, i in zip(curves, found.choice, strict=True)
-        for k in curve.spaces
-    }
-    matching = matcher.match({skeleton.graph.spaces[k].name: n for k, n in chosen.items()})
-    note = _note(found, cost.at(fixed | chosen), limit, name)
+    even = matcher.match("max").partitions
+    spaces = statistics.setting.skeleton.graph.spaces
+    fixed = {space.index: space.size for space in spaces}
+    fixed |= {k: partition.width for k, partition in even.items()}
+    widths, note = _spent(matcher, fixed, *next(iter(options.budget.items())))
+    matching = matcher.match({spaces[k].name: width for k, width in widths.items()})
     return replace(matching, notes=(*matching.notes, note))
+
+
+def _spent(
+    matcher: Matcher, widest: Mapping[int, int], name: str, limit: float
+) -> tuple[dict[int, int], str]:
+    """Width per space whose width can be chosen, and a remark for the plan."""
+    setting = matcher.setting
+    skeleton = setting.skeleton
+    cost = parameter_cost(skeleton) if name == "parameters" else flop_cost(skeleton, setting.call)
+    wide = cost.at(widest) <= limit
+    curves = [curve.half(widest[curve.spaces[0]], wide) for curve in curves_of(matcher)]
+    found = allocate(problem_of(curves, cost, widest, limit))
+    if found is None:
+        smallest = {k: curve.widths[0] for curve in curves for k in curve.spaces}
+        raise InputError(
+            f"budget: got {limit:,} {name}; allowed: {cost.at({**widest, **smallest}):,.0f} or "
+            f"more, the cost with every space as narrow as match={matcher.options.match!r} makes it"
+        )
+    pairs = zip(curves, found.choice, strict=True)
+    widths = {k: curve.widths[i] for curve, i in pairs for k in curve.spaces}
+    return widths, _note(found, cost.at({**widest, **widths}), limit, name)
 
 
 def _note(found: Allocation, cost: float, limit: float, name: str) -> str:
@@ -93,57 +110,41 @@ def curves_of(matcher: Matcher) -> list[Curve]:
         (group, [curves[k] for k in group if k in curves])
         for group in alike(setting, matcher.partitions)
     ]
-    return [
-        _together(matcher, group, found)
-        for group, found in groups
-        if len({tuple(c.widths) for c in found}) == 1
+    found = [
+        _together(matcher, group, members)
+        for group, members in groups
+        if len({tuple(curve.widths) for curve in members}) == 1
     ]
+    return [curve for curve in found if curve.widths]
 
 
 def _together(matcher: Matcher, group: Sequence[int], curves: Sequence[Curve]) -> Curve:
-    """One curve of spaces of equal width, those of one parent among them, which can only grow."""
-    own = {c.spaces[0] for c in curves}
-    alone = [matcher.sizes(matcher.setting.skeleton.graph.spaces[k]) for k in group if k not in own]
-    least = max((max(sizes.values()) for sizes in alone), default=1)
-    allowed = [i for i, width in enumerate(curves[0].widths) if width >= least]
-    losses = torch.stack([c.losses for c in curves]).sum(0)
-    return Curve(tuple(group), [curves[0].widths[i] for i in allowed], losses[allowed])
+    """One curve of spaces of equal width; those that only one parent has can be widened alone."""
+    spaces = matcher.setting.skeleton.graph.spaces
+    compared = {curve.spaces[0] for curve in curves}
+    alone = [size for k in group if k not in compared for size in matcher.sizes(spaces[k]).values()]
+    first = bisect_left(curves[0].widths, max(alone, default=1))
+    total = torch.stack([curve.losses for curve in curves]).sum(0)
+    return Curve(tuple(group), curves[0].widths[first:], total[first:])
 
 
 def curve_of(matcher: Matcher, space: Space) -> Curve:
-    """Loss of one space at up to 64 widths, from the narrowest possible to the union."""
+    """Loss of one space at up to 64 widths, from the narrowest possible to the union.
+
+    What one layer still gets of its input passes through the next, so the shares that are kept
+    multiply and minus their logarithms add; a space counts once for every layer input it is.
+    """
     sizes = matcher.sizes(space)
     widest, total = max(sizes.values()), sum(sizes.values())
     least = 1 if matcher.options.match in ("zip", "select") else widest
     tried = np.unique(np.linspace(least, total, POINTS).round().astype(int))
     widths = sorted({*tried.tolist(), widest})
     covariance = matcher.statistics.moments[space.name].covariance()
-    importance = _importance(matcher, covariance, space)
-    found = losses(covariance, importance, matcher.at(space, widths), matcher.weights)
-    return Curve((space.index,), widths, found)
-
-
-import os
-
-
-def _importance(matcher: Matcher, covariance: Tensor, space: Space) -> Tensor:
-    mode = os.environ["MODE"]
-    importance = torch.zeros_like(covariance)
-    start = 0
-    for (m, n), places in zip(matcher.sizes(space).items(), matcher.places(space), strict=True):
-        span = slice(start, start + n)
-        start += n
-        Q = sum(p for p in places)
-        if mode == "norm":
-            Q = sum(p / float((p * covariance[span, span]).sum()) for p in places) / len(places)
-        if mode == "normsum":
-            Q = sum(p / float((p * covariance[span, span]).sum()) for p in places)
-        if mode == "mean":
-            Q = Q / len(places)
-        if mode == "sqrt":
-            Q = Q / float((Q * covariance[span, span]).sum()) ** 0.5
-        importance[span, span] = matcher.weights[m] * Q
-    return importance
+    given = dict(zip(sizes, matcher.places(space), strict=True))
+    importance = importance_of(covariance, sizes, given, matcher.weights)
+    lost = shares_lost(covariance, importance, matcher.at(space, widths), matcher.weights)
+    reads = sum(matcher.weights[m] * len(places) for m, places in given.items())
+    return Curve((space.index,), widths, -reads * torch.log1p(-lost.clamp(0, MOST)))
 
 
 def problem_of(

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -12,19 +12,21 @@ from hetmerge.partition import Partition
 RIDGE = 1e-6  # of the correlations of merged features, which may be copies of one another
 
 
-def losses(
+def shares_lost(
     covariance: Tensor,
     importance: Tensor,
     partitions: Sequence[Partition],
     weights: Sequence[float],
 ) -> Tensor:
-    """Weighted variance of the parents' features that no linear read-off of the merged ones has.
+    """Share of the weighted variance of the parents' features that merging loses.
+
+    Lost is what no linear read-off of the merged features has, so what even refit cannot restore.
 
     With C the covariance, Q the importance and M the merge matrix of a partition,
 
-        E = C - C M' (M C M')^-1 M C,    loss = tr(Q E) = tr(Q C) - tr((M C M')^-1 M C Q C M')
+        E = C - C M' (M C M')^-1 M C,    tr(Q E) = tr(Q C) - tr((M C M')^-1 M C Q C M')
 
-    which is the loss of :func:`hetmerge.ops.select` for any partition. Union loses nothing.
+    of tr(Q C): the loss of :func:`hetmerge.ops.select`, for any partition. Union loses nothing.
 
     Args:
         covariance: [O, O] float64 of all parents' features, parent after parent.
@@ -33,13 +35,13 @@ def losses(
         weights: of all parents.
 
     Returns:
-        [partitions] float64.
+        [partitions] float64 in [0, 1].
     """
     whole = (importance * covariance).sum()
     seen = covariance @ importance @ covariance
     found = []
     for partition in partitions:
-        if partition.union:
+        if partition.union or whole <= 0:
             found.append(torch.zeros_like(whole))
             continue
         merge = _merge_matrix(partition, weights)
@@ -49,7 +51,7 @@ def losses(
         own, read = (x * scale[:, None] * scale for x in (own, read))
         own.diagonal().add_(RIDGE).masked_fill_(scale == 0, 1.0)
         explained = torch.cholesky_solve(read, torch.linalg.cholesky(own)).diagonal().sum()
-        found.append((whole - explained).clamp_min(0))
+        found.append(((whole - explained) / whole).clamp(0, 1))
     return torch.stack(found)
 
 

@@ -23,7 +23,7 @@ from hetmerge.partition import Partition, union
 from hetmerge.selecting import kept, ranked, selection
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
-from hetmerge.widths import check_names, target_width
+from hetmerge.widths import Width, check_names, target_width
 
 
 @dataclass(frozen=True)

@@ -40,14 +40,7 @@ def ranked(
         weights: of all parents; features of a parent of weight 0 are not kept.
         width: features to rank; fewer where parents have no weight.
     """
-    spans = _spans(sizes)
-    importance = torch.zeros_like(covariance)
-    for m, span in spans.items():
-        block = covariance[span, span]
-        for place in importances.get(m, ()):
-            scale = float((place.to(block) * block).sum())
-            if scale > 0:
-                importance[span, span] += weights[m] / scale * place.to(block)
+    importance = importance_of(covariance, sizes, importances, weights)
     heard = torch.cat([torch.full((n,), weights[m] > 0) for m, n in sizes.items()])
     heard = heard if bool(heard.any()) else ~heard
     at = heard.nonzero().flatten()
@@ -55,9 +48,27 @@ def ranked(
     return replace(found, features=at[found.features])
 
 
+def importance_of(
+    covariance: Tensor,
+    sizes: Mapping[int, int],
+    importances: Mapping[int, Sequence[Tensor]],
+    weights: Sequence[float],
+) -> Tensor:
+    """[O, O] float64, how errors in the features of all parents count; see :func:`ranked`."""
+    spans = spans_of(sizes)
+    importance = torch.zeros_like(covariance)
+    for m, span in spans.items():
+        block = covariance[span, span]
+        for place in importances.get(m, ()):
+            scale = float((place.to(block) * block).sum())
+            if scale > 0:
+                importance[span, span] += weights[m] / scale * place.to(block)
+    return importance
+
+
 def kept(covariance: Tensor, sizes: Mapping[int, int], order: Selection, width: int) -> Partition:
     """The map that keeps the first `width` features of a ranking and reads off the others."""
-    spans, chosen = _spans(sizes), order.features[:width]
+    spans, chosen = spans_of(sizes), order.features[:width]
     labels = torch.full((len(covariance),), -1, dtype=torch.int64)
     labels[chosen.sort().values] = torch.arange(len(chosen))
     readoff = _read_off(covariance, chosen[: order.live], labels, len(chosen))
@@ -79,7 +90,8 @@ def _read_off(covariance: Tensor, live: Tensor, labels: Tensor, width: int) -> T
     return matrix
 
 
-def _spans(sizes: Mapping[int, int]) -> dict[int, slice]:
+def spans_of(sizes: Mapping[int, int]) -> dict[int, slice]:
+    """Where each parent's features stand among those of all, parent after parent."""
     spans, start = {}, 0
     for m, count in sizes.items():
         spans[m] = slice(start, start + count)

@@ -42,7 +42,7 @@ def is_uniform(setting: Setting) -> bool:
 
 
 def alike(setting: Setting, spaces: Collection[int]) -> list[list[int]]:
-    """Groups of free spaces (of these) that need one width; none where a family has no such rule."""
+    """Groups of the free ones of these spaces that need one width; most families have none."""
     groups: dict[_Place, list[int]] = {}
     for space in setting.skeleton.graph.spaces if is_uniform(setting) else ():
         places = {_place(setting, o.tensor, o.dim, o.path) for o in space.where}

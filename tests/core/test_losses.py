@@ -46,9 +46,7 @@ def direct(x: Tensor, importance: Tensor, labels: Tensor, weights: list[float]) 
 
 
 @pytest.mark.parametrize("width", [1, 3, 5, 7, 8])
-def test_loss_is_what_least_squares_leaves(
-    width: int, samples: Tensor, importance: Tensor
-) -> None:
+def test_loss_is_what_least_squares_leaves(width: int, samples: Tensor, importance: Tensor) -> None:
     covariance = samples.T @ samples / len(samples)
     weights = [0.3, 0.7]
     labels = zip_match(torch.corrcoef(samples.T), SIZES, width=width)
