@@ -32,8 +32,9 @@ class Options:
             "permute"), "identity" goes by position.
         outputs: "average" for parents with the same labels, "concat" for different ones.
         labels: per parent, the name of each output; shared names are averaged, others kept.
-        importance: what "select" counts errors by: "fisher", how they move the outputs on the
-            calibration inputs (gradients of unlabelled outputs), or "weights" of the next layers.
+        importance: what "select" and a budget count errors by: "fisher", how they move the outputs
+            on the calibration inputs (gradients of unlabelled outputs), or "weights" of the next
+            layers.
         alpha, beta: zip's decay of merged similarities and share of within-model merges.
         width: "max", "union", a factor of the widest parent, or a dict of space name -> choice.
         budget: {"parameters": most} or {"flops": most per input}: choose every width so that least
