@@ -126,14 +126,17 @@ def test_no_other_widths_are_predicted_better(match, kind, small, vectors) -> No
     assert before < 0.05
 
 
-def test_losses_are_shares_of_the_sensitivity(small, vectors) -> None:
-    """At width 1 most is lost, at union nothing; in between losses are what they were."""
-    matcher = Matcher(calibrate(small, vectors, progress=False), Options(weights=[1.0, 3.0]))
+def test_a_space_counts_once_per_layer_that_reads_it(small, vectors, monkeypatch) -> None:
+    matcher = Matcher(calibrate(small, vectors, progress=False), Options())
     matcher.match("max")
-    curves = curves_of(matcher)
-    ends = torch.stack([c.losses[[0, -1]] for c in curves]).sum(0)
-    assert 0.3 < float(ends[0]) < 1.0
-    assert float(ends[1]) == 0.0
+    once = curves_of(matcher)
+    places = matcher.places
+    monkeypatch.setattr(matcher, "places", lambda space: [2 * found for found in places(space)])
+    twice = curves_of(matcher)
+    for a, b in zip(once, twice, strict=True):
+        assert float(a.losses[0]) > 0.3
+        assert float(a.losses[-1]) == 0.0
+        torch.testing.assert_close(b.losses, 2 * a.losses, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_above_union_is_union(parents, images) -> None:
