@@ -112,7 +112,7 @@ def test_no_other_widths_are_predicted_better(match, kind, small, vectors) -> No
         biases = a + b + 5 if kind == "parameters" else 0
         return (6 * a + a * b + b * 5) * (1 if kind == "parameters" else 2) + biases
 
-    before = 1.0
+    before = float("inf")
     for limit in range(real(*least), real(9, 7), 7):
         found = allocate(problem_of(curves, cost, fixed, limit))
         assert found is not None
@@ -123,7 +123,7 @@ def test_no_other_widths_are_predicted_better(match, kind, small, vectors) -> No
         assert found.bound <= best + ROUNDING
         assert found.loss <= before
         before = found.loss
-    assert before < 0.05
+    assert before < 0.2
 
 
 def test_a_space_counts_once_per_layer_that_reads_it(small, vectors, monkeypatch) -> None:
@@ -147,11 +147,12 @@ def test_above_union_is_union(parents, images) -> None:
 
 
 def test_more_is_predicted_to_lose_less(parents, images) -> None:
-    budgets = [12_000, 16_000, 24_000]
+    even = count(hm.merge(parents, images, refit=False, progress=False).model)
+    budgets = [round(factor * even) for factor in (0.7, 1.1, 1.6)]
     plans = [hm.plan(parents, images, budget={"parameters": b}, progress=False) for b in budgets]
     losses, bounds = zip(*map(predicted, plans), strict=True)
     assert losses[0] > losses[1] > losses[2]
-    assert all(0.95 * loss < bound <= loss for loss, bound in zip(losses, bounds, strict=True))
+    assert all(0.9 * loss < bound <= loss for loss, bound in zip(losses, bounds, strict=True))
 
 
 def test_too_small_a_budget_names_the_smallest(parents, images) -> None:
