@@ -76,7 +76,7 @@ def draw(found: Sequence[Point], path: Path) -> None:
         axes.plot(*zip(*mine, strict=True), style[0], color=style[1], label=name, markersize=4)
     axes.set_xlabel("parameters")
     axes.set_ylabel("accuracy")
-    axes.set_title(f"{found[0].pair}: from the widest parent to the union")
+    axes.set_title(found[0].pair, fontsize="medium")
     axes.grid(alpha=0.3)
     axes.legend()
     figure.savefig(path, dpi=120)
