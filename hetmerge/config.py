@@ -8,6 +8,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hetmerge.errors import ConfigError
+from hetmerge.widths import BUDGETS, is_budget
 
 Positive = Annotated[int, Field(gt=0)]
 TEXT_FILES = (".txt", ".jsonl")
@@ -33,6 +34,15 @@ def _unit(value: Any) -> Any:
         return value
     raise ValueError(
         f"expected a number of units above 0, the path of a unit, or null, got {_shown(value)}"
+    )
+
+
+def _budget(value: Any) -> Any:
+    if value is None or is_budget(value):
+        return value
+    raise ValueError(
+        f"expected a mapping of one of {', '.join(BUDGETS)} to a number above 0, "
+        f"got {_shown(value)}"
     )
 
 
@@ -88,12 +98,19 @@ class MergeParameters(Section):
     alpha: Annotated[float, Field(gt=0)] = 0.5
     beta: Annotated[float, Field(ge=0)] = 1.0
     width: Annotated[Any, BeforeValidator(_width)] = "max"
+    budget: Annotated[Any, BeforeValidator(_budget)] = None
     refit: bool = True
     ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = 0.01
     repair: Literal["none", "bn", "repair"] = "none"
     stop_at: Annotated[Any, BeforeValidator(_unit)] = None
     seed: Annotated[int, Field(ge=0)] = 0
     backend: Literal["auto", "reference", "native", "torch", "triton", "cuda"] = "auto"
+
+    @model_validator(mode="after")
+    def _one_dial(self) -> "MergeParameters":
+        if self.budget is not None and self.width != "max":
+            raise ValueError("give 'budget' or 'width', not both: a budget chooses the widths")
+        return self
 
 
 class Calibration(Section):

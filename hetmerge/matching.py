@@ -19,10 +19,10 @@ from hetmerge.ops.moments import Moments
 from hetmerge.options import Options
 from hetmerge.outputs import output_partition
 from hetmerge.partition import Partition, union
-from hetmerge.selecting import selection
+from hetmerge.selecting import kept, ranked, selection
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
-from hetmerge.widths import check_names, target_width
+from hetmerge.widths import Width, check_names, target_width
 
 
 @dataclass(frozen=True)
@@ -44,39 +44,83 @@ def match_spaces(statistics: Statistics, options: Options) -> Matching:
         InputError: an option does not fit these parents.
         PlanError: a space that must keep its order has different sizes in the parents.
     """
-    matcher = _Matcher(statistics, options)
-    for space in _outer_first(statistics.setting.skeleton.graph.spaces):
-        matcher.add(space)
-    even = even_out(statistics.setting, matcher.partitions, matcher.weights)
-    return Matching(even, matcher.agreements, tuple(matcher.notes))
+    return Matcher(statistics, options).match(options.width)
 
 
-class _Matcher:
+class Matcher:
     """Partitions space by space, outer spaces before those nested in them."""
 
     def __init__(self, statistics: Statistics, options: Options):
         self.statistics, self.setting, self.options = statistics, statistics.setting, options
-        check_names(options.width, self.setting.skeleton.graph.spaces)
         self.weights = options.shares(len(self.setting.parents))
         self.partitions: dict[int, Partition] = {}
         self.similarities: dict[int, Tensor] = {}
         self.agreements: dict[int, Agreement] = {}
         self.notes: list[str] = []
 
-    def add(self, space: Space) -> None:
-        members = self.setting.members(space.index)
-        sizes = {m: self.setting.width(m, space.index) for m in members}
-        if members:
-            self.partitions[space.index] = self._partition(space, sizes)
+    def match(self, width: Width) -> Matching:
+        """Match every space, anew if it was done before at other widths."""
+        spaces = self.setting.skeleton.graph.spaces
+        check_names(width, spaces)
+        self.notes.clear()
+        self.agreements.clear()
+        for space in _outer_first(spaces):
+            if sizes := self.sizes(space):
+                self.partitions[space.index] = self._partition(space, sizes, width)
+        even = even_out(self.setting, self.partitions, self.weights)
+        return Matching(even, dict(self.agreements), tuple(self.notes))
 
-    def _partition(self, space: Space, sizes: dict[int, int]) -> Partition:
+    def sizes(self, space: Space) -> dict[int, int]:
+        """Parent -> features of this space, for the parents that have it."""
+        return {m: self.setting.width(m, space.index) for m in self.setting.members(space.index)}
+
+    def adjustable(self, space: Space) -> bool:
+        """Its width may be chosen apart from others: free, of several parents, compared, flat."""
+        sizes = self.sizes(space)
+        return (
+            len(sizes) > 1
+            and self._movable(space, sizes)
+            and not self._nested(space)
+            and space.name in self.statistics.moments
+        )
+
+    def at(self, space: Space, widths: Sequence[int]) -> list[Partition]:
+        """What an adjustable space becomes at several widths."""
+        sizes, match = self.sizes(space), self.options.match
+        total = sum(sizes.values())
+        moments = self.statistics.moments[space.name]
+        if match == "identity":
+            return [positional_partition(space.name, sizes, width) for width in widths]
+        if match == "select" and any(places := self.places(space)):
+            covariance, given = moments.covariance(), dict(zip(sizes, places, strict=True))
+            order = ranked(covariance, sizes, given, self.weights, max(widths))
+            return [
+                union(sizes) if width == total else kept(covariance, sizes, order, width)
+                for width in widths
+            ]
+        similarity = similarity_of(moments)
+        return [
+            union(sizes) if width == total else self._heard(space, match, similarity, sizes, width)
+            for width in widths
+        ]
+
+    def places(self, space: Space) -> list[list[Tensor]]:
+        """Per parent that has the space: how errors count, at each place that reads it."""
+        return [
+            self._importances[m].get(self.setting.links[m].spaces[space.index], [])
+            for m in self.sizes(space)
+        ]
+
+    def _movable(self, space: Space, sizes: dict[int, int]) -> bool:
+        return space.free and all(self._theirs(m, space.index).free for m in sizes)
+
+    def _partition(self, space: Space, sizes: dict[int, int], width: Width) -> Partition:
         options = self.options
-        theirs = [self._theirs(m, space.index) for m in sizes]
-        if not (space.free and all(other.free for other in theirs)):
-            pins = [pin for other in theirs for pin in other.pins]
+        if not self._movable(space, sizes):
+            pins = [pin for m in sizes for pin in self._theirs(m, space.index).pins]
             return output_partition(space.name, pins, sizes, options.outputs, options.labels)
         widest = max(sizes.values())
-        target = target_width(options.width, space.name, list(sizes.values()))
+        target = target_width(width, space.name, list(sizes.values()))
         outer = [self.partitions[k] for k in space.structure if k in self.partitions]
         if len(sizes) > 1 and any(p.union and len(p.labels) > 1 for p in outer):
             # Kept apart by the outer axis already (heads, groups): the inner order can be shared.
@@ -114,10 +158,7 @@ class _Matcher:
     def _select(
         self, space: Space, moments: Moments, sizes: dict[int, int], target: int
     ) -> Partition:
-        importances = {
-            m: self._importances[m].get(self.setting.links[m].spaces[space.index], [])
-            for m in sizes
-        }
+        importances = dict(zip(sizes, self.places(space), strict=True))
         if not any(importances.values()):
             self.notes.append(f"space {space.name!r} is read by no layer: matched by position")
             return positional_partition(space.name, sizes, target)

@@ -14,7 +14,7 @@ from hetmerge.errors import InputError
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
 from hetmerge.systems import RIDGE
-from hetmerge.widths import Width
+from hetmerge.widths import Width, check_budget
 
 MATCHES = ("zip", "permute", "select", "identity")
 IMPORTANCES = ("fisher", "weights")
@@ -33,10 +33,13 @@ class Options:
             "permute"), "identity" goes by position.
         outputs: "average" for parents with the same labels, "concat" for different ones.
         labels: per parent, the name of each output; shared names are averaged, others kept.
-        importance: what "select" counts errors by: "fisher", how they move the outputs on the
-            calibration inputs (gradients of unlabelled outputs), or "weights" of the next layers.
+        importance: what "select" and a budget count errors by: "fisher", how they move the outputs
+            on the calibration inputs (gradients of unlabelled outputs), or "weights" of the next
+            layers.
         alpha, beta: zip's decay of merged similarities and share of within-model merges.
         width: "max", "union", a factor of the widest parent, or a dict of space name -> choice.
+        budget: {"parameters": most} or {"flops": most per input}: choose every width so that least
+            is lost within it; None: as `width` says.
         weights: one per parent; default equal.
         refit: solve every layer in closed form on the calibration inputs.
         ridge: of refit, relative to the mean square of a layer's inputs: "auto" (each layer's own,
@@ -57,6 +60,7 @@ class Options:
     alpha: float = 0.5
     beta: float = 1.0
     width: Width = "max"
+    budget: dict[str, float] | None = None
     weights: list[float] | None = None
     refit: bool = True
     ridge: float | str = RIDGE
@@ -72,6 +76,7 @@ class Options:
         _one_of("outputs", self.outputs, OUTPUTS)
         _one_of("repair", self.repair, REPAIRS)
         _one_of("backend", self.backend, BACKENDS)
+        check_budget(self.budget, self.width)
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -126,8 +131,9 @@ class Options:
             values["labels"] = _names(values["labels"])
         if values.get("weights") is not None:
             values["weights"] = _numbers(values["weights"])
-        if isinstance(values.get("width"), Mapping):
-            values["width"] = dict(values["width"])
+        for name in ("width", "budget"):
+            if isinstance(values.get(name), Mapping):
+                values[name] = dict(values[name])
         return cls(**values)
 
 

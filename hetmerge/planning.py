@@ -14,9 +14,9 @@ from hetmerge.agreement import Agreement
 from hetmerge.alignment import Alignment, find_stages
 from hetmerge.calibration import Statistics, all_calls, as_calls, calibrate, check_models
 from hetmerge.cutting import find_cut
+from hetmerge.dial import match_within
 from hetmerge.errors import PlanError
 from hetmerge.fingerprint import call_from, call_spec, fingerprint
-from hetmerge.matching import match_spaces
 from hetmerge.network import Call, Network
 from hetmerge.options import Options
 from hetmerge.partition import Partition
@@ -190,9 +190,9 @@ def plan_statistics(
         depth=chosen.depth,
         blocks=blocks,
         progress=progress,
-        within=chosen.match != "permute",
+        within=chosen.match != "permute" or chosen.budget is not None,
     )
-    matching = match_spaces(statistics, chosen)
+    matching = match_within(statistics, chosen)
     setting = statistics.setting
     find_cut(setting, chosen.stop_at)
     spaces = setting.skeleton.graph.spaces

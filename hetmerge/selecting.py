@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from hetmerge.ops.selection import select
+from hetmerge.ops.selection import Selection, select
 from hetmerge.partition import Partition
 
 
@@ -18,7 +19,18 @@ def selection(
     weights: Sequence[float],
     width: int,
 ) -> Partition:
-    """Keep the features that best explain all of them where it matters.
+    """Keep the features that best explain all of them where it matters: :func:`ranked`, kept."""
+    return kept(covariance, sizes, ranked(covariance, sizes, importances, weights, width), width)
+
+
+def ranked(
+    covariance: Tensor,
+    sizes: Mapping[int, int],
+    importances: Mapping[int, Sequence[Tensor]],
+    weights: Sequence[float],
+    width: int,
+) -> Selection:
+    """The order in which a selection keeps features, whatever its width.
 
     Args:
         covariance: [O, O] float64 of all parents' features, parent after parent.
@@ -26,10 +38,24 @@ def selection(
         importances: parent -> per place that reads its features, [size, size]; each place counts
             the same, a parent counts by its weight.
         weights: of all parents; features of a parent of weight 0 are not kept.
-        width: features to keep.
-
+        width: features to rank; fewer where parents have no weight.
     """
-    spans = _spans(sizes)
+    importance = importance_of(covariance, sizes, importances, weights)
+    heard = torch.cat([torch.full((n,), weights[m] > 0) for m, n in sizes.items()])
+    heard = heard if bool(heard.any()) else ~heard
+    at = heard.nonzero().flatten()
+    found = select(covariance[at][:, at], importance[at][:, at], min(width, len(at)))
+    return replace(found, features=at[found.features])
+
+
+def importance_of(
+    covariance: Tensor,
+    sizes: Mapping[int, int],
+    importances: Mapping[int, Sequence[Tensor]],
+    weights: Sequence[float],
+) -> Tensor:
+    """[O, O] float64, how errors in the features of all parents count; see :func:`ranked`."""
+    spans = spans_of(sizes)
     importance = torch.zeros_like(covariance)
     for m, span in spans.items():
         block = covariance[span, span]
@@ -37,17 +63,17 @@ def selection(
             scale = float((place.to(block) * block).sum())
             if scale > 0:
                 importance[span, span] += weights[m] / scale * place.to(block)
-    heard = torch.cat([torch.full((n,), weights[m] > 0) for m, n in sizes.items()])
-    heard = heard if bool(heard.any()) else ~heard
-    at = heard.nonzero().flatten()
-    found = select(covariance[at][:, at], importance[at][:, at], min(width, len(at)))
-    chosen = at[found.features]
+    return importance
+
+
+def kept(covariance: Tensor, sizes: Mapping[int, int], order: Selection, width: int) -> Partition:
+    """The map that keeps the first `width` features of a ranking and reads off the others."""
+    spans, chosen = spans_of(sizes), order.features[:width]
     labels = torch.full((len(covariance),), -1, dtype=torch.int64)
-    order = chosen.sort().values
-    labels[order] = torch.arange(len(order))
-    readoff = _read_off(covariance, chosen[: found.live], labels, len(order))
+    labels[chosen.sort().values] = torch.arange(len(chosen))
+    readoff = _read_off(covariance, chosen[: order.live], labels, len(chosen))
     return Partition(
-        len(order),
+        len(chosen),
         {m: labels[span] for m, span in spans.items()},
         {m: readoff[span].contiguous() for m, span in spans.items()},
     )
@@ -64,7 +90,8 @@ def _read_off(covariance: Tensor, live: Tensor, labels: Tensor, width: int) -> T
     return matrix
 
 
-def _spans(sizes: Mapping[int, int]) -> dict[int, slice]:
+def spans_of(sizes: Mapping[int, int]) -> dict[int, slice]:
+    """Where each parent's features stand among those of all, parent after parent."""
     spans, start = {}, 0
     for m, count in sizes.items():
         spans[m] = slice(start, start + count)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -25,21 +25,30 @@ def even_out(
     parents of weight 0 have, and that therefore do nothing, follow the others.
     """
     found = dict(partitions)
-    if not is_pretrained(setting.skeleton.model) and not any(
-        isinstance(m, nn.MultiheadAttention) for m in setting.skeleton.model.modules()
-    ):
-        return found
-    groups: dict[_Place, list[int]] = {}
-    for space in setting.skeleton.graph.spaces:
-        places = {_place(setting, o.tensor, o.dim, o.path) for o in space.where}
-        if space.free and space.index in found and None not in places:
-            groups.setdefault(min(p for p in places if p), []).append(space.index)
-    for members in groups.values():
+    for members in alike(setting, found):
         heard = [k for k in members if any(weights[m] > 0 for m in found[k].labels)]
         width = max(found[k].width for k in heard or members)
         for k in members:
             found[k] = _widen(found[k], width)
     return found
+
+
+def is_uniform(setting: Setting) -> bool:
+    """The family's code knows one width for all units of a stage."""
+    model = setting.skeleton.model
+    return is_pretrained(model) or any(
+        isinstance(m, nn.MultiheadAttention) for m in model.modules()
+    )
+
+
+def alike(setting: Setting, spaces: Collection[int]) -> list[list[int]]:
+    """Groups of the free ones of these spaces that need one width; most families have none."""
+    groups: dict[_Place, list[int]] = {}
+    for space in setting.skeleton.graph.spaces if is_uniform(setting) else ():
+        places = {_place(setting, o.tensor, o.dim, o.path) for o in space.where}
+        if space.free and space.index in spaces and None not in places:
+            groups.setdefault(min(p for p in places if p), []).append(space.index)
+    return list(groups.values())
 
 
 def _widen(partition: Partition, width: int) -> Partition:

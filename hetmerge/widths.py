@@ -8,6 +8,7 @@ from collections.abc import Mapping, Sequence
 from hetmerge.errors import InputError
 from hetmerge.tracing.spaces import Space
 
+BUDGETS = ("parameters", "flops")
 Width = str | float | Mapping[str, int | float | str]
 
 
@@ -39,3 +40,32 @@ def check_names(width: Width, spaces: Sequence[Space]) -> None:
         wrong = sorted(set(width) - known)
         if wrong:
             raise InputError(f"width: no space {wrong[0]!r}; spaces are {', '.join(sorted(known))}")
+
+
+def check_budget(budget: object, width: Width) -> None:
+    """One of `BUDGETS` with a number, and no width beside it.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if budget is None:
+        return
+    if not is_budget(budget):
+        raise InputError(
+            f"budget: got {budget!r}; allowed: {{'parameters': most}} or {{'flops': most}}, "
+            "with a finite number above 0"
+        )
+    if width != "max":
+        raise InputError(
+            f"budget: got {budget!r} beside width={width!r}; allowed: one of them, a budget "
+            "chooses the widths itself (leave width='max')"
+        )
+
+
+def is_budget(value: object) -> bool:
+    """One of `BUDGETS` with a finite number above 0."""
+    if not isinstance(value, Mapping) or len(value) != 1:
+        return False
+    ((name, most),) = value.items()
+    number = isinstance(most, (int, float)) and not isinstance(most, bool)
+    return name in BUDGETS and number and 0 < most < math.inf

@@ -70,6 +70,12 @@ def test_unknown_keys_name_the_nearest(
         ({"parameters": {"stop_at": 0}}, "parameters.stop_at: expected a number of units above 0"),
         ({"parameters": {"stop_at": True}}, "parameters.stop_at: expected a number of units"),
         ({"parameters": {"width": {}}}, "parameters.width: expected 'max', 'union'"),
+        ({"parameters": {"budget": 9}}, "parameters.budget: expected a mapping of one of"),
+        ({"parameters": {"budget": {"bytes": 9}}}, "parameters.budget: expected a mapping of one"),
+        (
+            {"parameters": {"budget": {"flops": 9.0}, "width": "union"}},
+            "parameters: give 'budget' or 'width', not both",
+        ),
         ({"parameters": {"labels": [["a"]]}}, "parameters.labels: expected 2 lists, got 1"),
         ({"parameters": None}, "parameters: expected a mapping, got None"),
         ({"merge_method": "slerp"}, "merge_method: "),
@@ -105,6 +111,12 @@ def test_missing_sections_and_files(tmp_path: Path) -> None:
         read_config(written(tmp_path, {"models": GOOD["models"]}))
     with pytest.raises(ConfigError, match="cannot be read"):
         read_config(tmp_path / "nowhere.yaml")
+
+
+def test_budget(tmp_path: Path) -> None:
+    for budget in ({"parameters": 400000}, {"flops": 6e7}):
+        config = read_config(written(tmp_path, {**GOOD, "parameters": {"budget": budget}}))
+        assert config.parameters.budget == budget
 
 
 def test_every_width_form(tmp_path: Path) -> None:

@@ -1,0 +1,198 @@
+"""A budget: what it costs is exact, it is never exceeded, and what it chooses is best."""
+
+import re
+from itertools import product
+from pathlib import Path
+
+import pytest
+import torch
+from families.plain import perceptron
+from families.vision import ResNet
+from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
+
+import hetmerge as hm
+from hetmerge import InputError
+from hetmerge.allocation import allocate
+from hetmerge.calibration import calibrate
+from hetmerge.dial import curves_of, problem_of
+from hetmerge.matching import Matcher
+from hetmerge.options import Options
+from hetmerge.planning import setting_of
+from hetmerge.width_cost import flop_cost, parameter_cost
+
+ROUNDING = 1e-9  # sums of a few shares of 1
+
+
+@pytest.fixture
+def parents(make) -> list[nn.Module]:
+    return [make(ResNet, [2, 1], 6), make(ResNet, [1, 1], 8, seed=1)]
+
+
+@pytest.fixture
+def small(make) -> list[nn.Module]:
+    return [make(perceptron, [4, 3]), make(perceptron, [5, 4], seed=1)]
+
+
+def count(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def flops(model: nn.Module, x: torch.Tensor) -> float:
+    """As torch counts convolutions and matrix products, per input."""
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        model(x)
+    return counter.get_total_flops() / len(x)
+
+
+def predicted(plan: hm.AlignmentPlan) -> tuple[float, float]:
+    """Loss and bound of the plan's note."""
+    found = re.search(r"predicted loss ([\d.]+), .* less than ([\d.]+)$", plan.notes[-1])
+    assert found is not None
+    return float(found[1]), float(found[2])
+
+
+WIDTHS = ["max", "union", 0.75, {"default": 1.25, "stem.0": 9}]
+
+
+@pytest.mark.parametrize("width", WIDTHS, ids=str)
+def test_cost_is_that_of_the_merged_model(width, parents, images) -> None:
+    plan = hm.plan(parents, images, width=width, progress=False)
+    setting, partitions = setting_of(plan, parents)
+    widths = {s.index: s.size for s in setting.skeleton.graph.spaces}
+    widths |= {k: p.width for k, p in partitions.items()}
+    merged = hm.apply(plan, parents, images, refit=False, progress=False).model
+    assert parameter_cost(setting.skeleton).at(widths) == count(merged)
+    assert flop_cost(setting.skeleton, setting.call).at(widths) == flops(merged, images[0])
+
+
+@pytest.mark.parametrize("match", ["zip", "permute", "select", "identity"])
+def test_budget_is_met_and_the_plan_can_be_kept(match, parents, images, tmp_path: Path) -> None:
+    even = hm.merge(parents, images, match=match, refit=False, progress=False).model
+    limit = round(1.2 * count(even))
+    result = hm.merge(parents, images, match=match, budget={"parameters": limit}, progress=False)
+    assert 0.95 * limit < count(result.model) <= limit
+    assert f"budget: {count(result.model):,} of {limit:,} parameters" in result.plan.notes[-1]
+    widths = {s.width / max(len(x) for x in s.labels if x is not None) for s in result.plan.spaces}
+    assert len(widths) > 2  # not one factor for all
+    result.plan.save(tmp_path / "plan")
+    again = hm.apply(hm.AlignmentPlan.load(tmp_path / "plan"), parents, images, progress=False)
+    mine, theirs = result.model.state_dict(), again.model.state_dict()
+    assert all(torch.equal(mine[k], theirs[k]) for k in mine)
+
+
+def test_budget_of_flops(parents, images) -> None:
+    limit = flops(hm.merge(parents, images, refit=False, progress=False).model, images[0])
+    result = hm.merge(parents, images, budget={"flops": limit}, progress=False)
+    assert 0.95 * limit < flops(result.model, images[0]) <= limit
+
+
+@pytest.mark.parametrize("match", ["zip", "permute"])
+@pytest.mark.parametrize("kind", ["parameters", "flops"])
+def test_no_other_widths_are_predicted_better(match, kind, small, vectors) -> None:
+    """Every combination of widths of two hidden layers, counted in the built tensors."""
+    matcher = Matcher(calibrate(small, vectors, progress=False), Options(match=match))
+    matcher.match("max")
+    curves = curves_of(matcher)
+    least = [1, 1] if match == "zip" else [5, 4]
+    assert [c.widths for c in curves] == [list(range(least[0], 10)), list(range(least[1], 8))]
+    pairs = {
+        (a, b): float(curves[0].losses[i] + curves[1].losses[j])
+        for (i, a), (j, b) in product(*(enumerate(c.widths) for c in curves))
+    }
+    skeleton = matcher.setting.skeleton
+    cost = (
+        parameter_cost(skeleton)
+        if kind == "parameters"
+        else flop_cost(skeleton, matcher.setting.call)
+    )
+    fixed = {s.index: s.size for s in skeleton.graph.spaces}
+
+    def real(a: int, b: int) -> int:
+        biases = a + b + 5 if kind == "parameters" else 0
+        return (6 * a + a * b + b * 5) * (1 if kind == "parameters" else 2) + biases
+
+    before = float("inf")
+    for limit in range(real(*least), real(9, 7), 7):
+        found = allocate(problem_of(curves, cost, fixed, limit))
+        assert found is not None
+        a, b = (c.widths[k] for c, k in zip(curves, found.choice, strict=True))
+        best = min(loss for pair, loss in pairs.items() if real(*pair) <= limit)
+        assert real(a, b) <= limit
+        assert pairs[a, b] == pytest.approx(best, abs=ROUNDING)
+        assert found.bound <= best + ROUNDING
+        assert found.loss <= before
+        before = found.loss
+    assert before < 0.2
+
+
+def test_a_space_counts_once_per_layer_that_reads_it(small, vectors, monkeypatch) -> None:
+    matcher = Matcher(calibrate(small, vectors, progress=False), Options())
+    matcher.match("max")
+    once = curves_of(matcher)
+    places = matcher.places
+    monkeypatch.setattr(matcher, "places", lambda space: [2 * found for found in places(space)])
+    twice = curves_of(matcher)
+    for a, b in zip(once, twice, strict=True):
+        assert float(a.losses[0]) > 0.3
+        assert float(a.losses[-1]) == 0.0
+        torch.testing.assert_close(b.losses, 2 * a.losses, rtol=ROUNDING, atol=ROUNDING)
+
+
+def test_above_union_is_union(parents, images) -> None:
+    union = hm.plan(parents, images, width="union", progress=False)
+    found = hm.plan(parents, images, budget={"parameters": 10**9}, progress=False)
+    assert [s.width for s in found.spaces] == [s.width for s in union.spaces]
+    assert predicted(found) == (0.0, 0.0)
+
+
+def test_more_is_predicted_to_lose_less(parents, images) -> None:
+    even = count(hm.merge(parents, images, refit=False, progress=False).model)
+    budgets = [round(factor * even) for factor in (0.7, 1.1, 1.6)]
+    plans = [hm.plan(parents, images, budget={"parameters": b}, progress=False) for b in budgets]
+    losses, bounds = zip(*map(predicted, plans), strict=True)
+    assert losses[0] > losses[1] > losses[2]
+    assert all(0.5 * loss < bound <= loss for loss, bound in zip(losses, bounds, strict=True))
+
+
+def test_too_small_a_budget_names_the_smallest(parents, images) -> None:
+    with pytest.raises(InputError, match="allowed: [0-9,]+ or more") as caught:
+        hm.plan(parents, images, budget={"parameters": 10}, progress=False)
+    smallest = int(re.search(r"allowed: ([0-9,]+)", str(caught.value))[1].replace(",", ""))
+    assert str(caught.value).startswith("budget: got 10 parameters")
+    result = hm.merge(parents, images, budget={"parameters": smallest}, progress=False)
+    assert count(result.model) == smallest
+    with pytest.raises(InputError):
+        hm.plan(parents, images, budget={"parameters": smallest - 1}, progress=False)
+
+
+WRONG = [
+    {"budget": 1000},
+    {"budget": {}},
+    {"budget": {"parameters": 10, "flops": 10}},
+    {"budget": {"bytes": 10}},
+    {"budget": {"parameters": True}},
+    {"budget": {"flops": float("inf")}},
+    {"budget": {"flops": 1e6}, "width": 1.5},
+    {"budget": {"flops": 1e6}, "width": {"default": "max"}},
+]
+
+
+@pytest.mark.parametrize("options", WRONG, ids=str)
+def test_wrong_budgets(options) -> None:
+    with pytest.raises(InputError, match="^budget: got .*; allowed: "):
+        Options.make(options)
+
+
+def test_a_family_of_equal_units_stays_one() -> None:
+    """Hugging Face configurations know one MLP width for all layers; heads and stream stay."""
+    pretrained = pytest.importorskip("families.pretrained")
+    models = [pretrained.lively(pretrained.llama(3, 32), 0)]
+    models.append(pretrained.lively(pretrained.llama(2, 32), 1))
+    batches = pretrained.tokens()
+    even = hm.merge(models, batches, refit=False, progress=False).model
+    limit = round(1.2 * count(even))
+    result = hm.merge(models, batches, budget={"parameters": limit}, refit=False, progress=False)
+    assert count(even) < count(result.model) <= limit
+    assert result.model.config.hidden_size == 32
+    assert result.model.config.intermediate_size > even.config.intermediate_size
