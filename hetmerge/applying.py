@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,15 +11,12 @@ from typing import Any
 from torch import nn
 
 from hetmerge.blueprint import Blueprint
-from hetmerge.building import build
-from hetmerge.errors import InputError, PlanError
-from hetmerge.network import Call, Network
-from hetmerge.outputs import is_output
-from hetmerge.partition import Partition, merged_size
+from hetmerge.errors import InputError
+from hetmerge.network import Call
+from hetmerge.partition import Partition
 from hetmerge.planning import AlignmentPlan, as_batches, setting_of
 from hetmerge.progress import Progress
-from hetmerge.projection import Projector
-from hetmerge.refit import Fitter
+from hetmerge.realising import is_exact, realise
 from hetmerge.repair import REPAIRS
 from hetmerge.report import Report, make_report
 from hetmerge.scores import Evaluate, compare
@@ -123,64 +120,12 @@ def execute(
             "batches: none given, but refit or repair needs calibration inputs; "
             "pass batches=, or refit=False and repair='none'"
         )
-    projector = Projector(setting, partitions, plan.weights)
-    state = projector.state()
-    model, blueprint = build(setting, projector.widths, state)
-    merged = Network(model, setting.call, "merged model", fold=False)
-    _check_same_program(setting.skeleton, merged, projector.widths)
-    fits = []
-    if calls:
-        fits = Fitter(
-            merged,
-            projector,
-            calls,
-            refit=options.refit and not exact,
-            repair="none" if options.refit else options.repair,
-            seed=options.seed,
-            progress=progress,
-        ).run()
+    made = realise(setting, partitions, options, calls, progress)
+    merged = made.network
     _finish(merged.model, setting)
-    report = make_report(plan, setting, partitions, merged.model, fits, exact)
+    report = make_report(plan, setting, partitions, merged.model, made.fits, exact)
     report.seconds["apply"] = time.perf_counter() - started
-    return MergeResult(merged.model, plan, report, blueprint)
-
-
-def is_exact(setting: Setting, partitions: dict[int, Partition]) -> bool:
-    """Projection alone gives the parents' outputs, averaged or side by side.
-
-    True if no free features of two parents share a cluster, no norm mixes what stands side by side,
-    and no axis that must keep its order carries features of both.
-    """
-    spaces = setting.skeleton.graph.spaces
-    plain = ("convolution kernel", "spatial position", "input ")
-    for k, partition in partitions.items():
-        space = spaces[k]
-        if len(partition.labels) < 2 or partition.union or is_output(space.pins):
-            continue
-        outer = [partitions[i] for i in space.structure if i in partitions]
-        if any(other.union and len(other.labels) > 1 for other in outer):
-            continue  # its axis is kept apart by the heads or groups it is nested in
-        if space.free or not any(pin.startswith(plain) for pin in space.pins):
-            return False
-    return not setting.skeleton.graph.mixing
-
-
-def _check_same_program(skeleton: Network, merged: Network, widths: Mapping[int, int]) -> None:
-    mine, theirs = list(skeleton.nodes.order), list(merged.nodes.order)
-    if mine != theirs:
-        raise PlanError(
-            "the merged module runs other operations than its parent "
-            f"({len(theirs)} against {len(mine)}): its code depends on its sizes"
-        )
-    for name, exprs in skeleton.graph.values.items():
-        wanted = [merged_size(expr, widths) for expr in exprs]
-        found = list(merged.nodes.nodes[name].meta["val"].shape)
-        if found != wanted:
-            module = merged.nodes.stacks[name][-1:] or ("the model itself",)
-            raise PlanError(
-                f"the merged module computes {found} in {module[0]}, the merge needs {wanted}; "
-                "its code splits features otherwise: give parents whose heads have equal sizes"
-            )
+    return MergeResult(merged.model, plan, report, made.blueprint)
 
 
 def _finish(model: nn.Module, setting: Setting) -> None:

@@ -21,9 +21,10 @@ from hetmerge.options import Options
 from hetmerge.outputs import output_partition
 from hetmerge.partition import Partition, union
 from hetmerge.selecting import selection
+from hetmerge.setting import Setting
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
-from hetmerge.widths import check_names, target_width
+from hetmerge.widths import Width, check_names, target_width
 
 
 @dataclass(frozen=True)
@@ -52,12 +53,27 @@ def match_spaces(statistics: Statistics, options: Options) -> Matching:
     return Matching(even, matcher.agreements, tuple(matcher.notes))
 
 
+def shrinks(setting: Setting, width: Width) -> bool:
+    """Some space would be narrower than a parent's, which one-to-one matching cannot do."""
+    for space in setting.skeleton.graph.spaces:
+        sizes = [setting.width(m, space.index) for m in setting.members(space.index)]
+        if space.free and len(sizes) > 1 and target_width(width, space.name, sizes) < max(sizes):
+            return True
+    return False
+
+
+def nested(spaces: Sequence[Space], index: int) -> bool:
+    """Part of an axis with an inner structure: heads, groups and what is inside them."""
+    return bool(spaces[index].structure) or any(index in s.structure for s in spaces)
+
+
 class _Matcher:
     """Partitions space by space, outer spaces before those nested in them."""
 
     def __init__(self, statistics: Statistics, options: Options):
         self.statistics, self.setting, self.options = statistics, statistics.setting, options
-        check_names(options.width, self.setting.skeleton.graph.spaces)
+        self._spaces = self.setting.skeleton.graph.spaces
+        check_names(options.width, self._spaces)
         self.weights = options.shares(len(self.setting.parents))
         self.partitions: dict[int, Partition] = {}
         self.similarities: dict[int, Tensor] = {}
@@ -96,7 +112,7 @@ class _Matcher:
                 f"space {space.name!r} cannot be compared in activations: matched by position"
             )
             return positional_partition(space.name, sizes, target)
-        if options.match == "select" and not self._nested(space):
+        if options.match == "select" and not nested(self._spaces, space.index):
             assert moments is not None
             return self._select(space, moments, sizes, target)
         if similarity is None:
@@ -106,11 +122,6 @@ class _Matcher:
         chance = self.statistics.chance.get(space.name)
         self.agreements[space.index] = agreement(similarity, sizes, partition.labels, chance)
         return partition
-
-    def _nested(self, space: Space) -> bool:
-        """Part of an axis with an inner structure: heads, groups and what is inside them."""
-        spaces = self.setting.skeleton.graph.spaces
-        return bool(space.structure) or any(space.index in s.structure for s in spaces)
 
     def _select(
         self, space: Space, moments: Moments, sizes: dict[int, int], target: int

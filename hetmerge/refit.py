@@ -49,7 +49,9 @@ class Fitter:
         repair: str,
         seed: int,
         progress: Progress,
+        rows: int = ROWS,
     ):
+        self.rows = rows
         self.merged, self.projector, self.setting = merged, projector, projector.setting
         self.refit, self.repair, self.progress = refit, repair, progress
         self.generator = torch.Generator().manual_seed(seed)
@@ -140,7 +142,7 @@ class Fitter:
         shifts = _standards(values) if head and not self._same_outputs(lead) else {}
         biased = [layer for layer in layers if layer.bias]
         normal = Normal()
-        wanted = ROWS // len(sources[0])
+        wanted = self.rows // len(sources[0])
         for b in range(len(sources[0])):
             like = next(v for _, v in values if v is not None)[b]
             positions = sample_positions(like.shape, lead.spatial, wanted, self.generator)

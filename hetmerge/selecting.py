@@ -41,11 +41,23 @@ def selection(
     heard = heard if bool(heard.any()) else ~heard
     at = heard.nonzero().flatten()
     found = select(covariance[at][:, at], importance[at][:, at], min(width, len(at)))
-    chosen = at[found.features]
+    return keep(covariance, sizes, at[found.features], found.live)
+
+
+def keep(covariance: Tensor, sizes: Mapping[int, int], chosen: Tensor, live: int) -> Partition:
+    """The map that keeps these features and reads the others off them by least squares.
+
+    Args:
+        covariance: [O, O] float64 of all parents' features, parent after parent.
+        sizes: parent -> features; O is their sum.
+        chosen: int64, the features that are kept.
+        live: how many of them, from the first, the others are read off.
+    """
+    spans = _spans(sizes)
     labels = torch.full((len(covariance),), -1, dtype=torch.int64)
     order = chosen.sort().values
     labels[order] = torch.arange(len(order))
-    readoff = _read_off(covariance, chosen[: found.live], labels, len(order))
+    readoff = _read_off(covariance, chosen[:live], labels, len(order))
     return Partition(
         len(order),
         {m: labels[span] for m, span in spans.items()},

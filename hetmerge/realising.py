@@ -1,0 +1,100 @@
+"""A merged network from partitions: projected, built, corrected."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from hetmerge.blueprint import Blueprint
+from hetmerge.building import build
+from hetmerge.errors import PlanError
+from hetmerge.network import Call, Network
+from hetmerge.options import Options
+from hetmerge.outputs import is_output
+from hetmerge.partition import Partition, merged_size
+from hetmerge.progress import Progress
+from hetmerge.projection import Projector
+from hetmerge.refit import ROWS, Fit, Fitter
+from hetmerge.setting import Setting
+
+
+@dataclass(frozen=True)
+class Realised:
+    """A merged network, how it differs from its skeleton, and how its layers were fitted."""
+
+    network: Network
+    projector: Projector
+    blueprint: Blueprint
+    fits: list[Fit]
+
+
+def realise(
+    setting: Setting,
+    partitions: dict[int, Partition],
+    options: Options,
+    calls: Sequence[Call],
+    progress: Progress,
+    rows: int = ROWS,
+) -> Realised:
+    """Project the parents' tensors, build the module, and correct it on `rows` rows of the calls.
+
+    Raises:
+        PlanError: the merged module computes something else than the skeleton.
+    """
+    refit = options.refit and not is_exact(setting, partitions)
+    projector = Projector(setting, partitions, options.shares(len(setting.parents)))
+    state = projector.state()
+    model, blueprint = build(setting, projector.widths, state)
+    merged = Network(model, setting.call, "merged model", fold=False)
+    _check_same_program(setting.skeleton, merged, projector.widths)
+    fits: list[Fit] = []
+    if calls:
+        fits = Fitter(
+            merged,
+            projector,
+            calls,
+            refit=refit,
+            repair="none" if options.refit else options.repair,
+            seed=options.seed,
+            progress=progress,
+            rows=rows,
+        ).run()
+    return Realised(merged, projector, blueprint, fits)
+
+
+def is_exact(setting: Setting, partitions: dict[int, Partition]) -> bool:
+    """Projection alone gives the parents' outputs, averaged or side by side.
+
+    True if no free features of two parents share a cluster, no norm mixes what stands side by side,
+    and no axis that must keep its order carries features of both.
+    """
+    spaces = setting.skeleton.graph.spaces
+    plain = ("convolution kernel", "spatial position", "input ")
+    for k, partition in partitions.items():
+        space = spaces[k]
+        if len(partition.labels) < 2 or partition.union or is_output(space.pins):
+            continue
+        outer = [partitions[i] for i in space.structure if i in partitions]
+        if any(other.union and len(other.labels) > 1 for other in outer):
+            continue  # its axis is kept apart by the heads or groups it is nested in
+        if space.free or not any(pin.startswith(plain) for pin in space.pins):
+            return False
+    return not setting.skeleton.graph.mixing
+
+
+def _check_same_program(skeleton: Network, merged: Network, widths: Mapping[int, int]) -> None:
+    mine, theirs = list(skeleton.nodes.order), list(merged.nodes.order)
+    if mine != theirs:
+        raise PlanError(
+            "the merged module runs other operations than its parent "
+            f"({len(theirs)} against {len(mine)}): its code depends on its sizes"
+        )
+    for name, exprs in skeleton.graph.values.items():
+        wanted = [merged_size(expr, widths) for expr in exprs]
+        found = list(merged.nodes.nodes[name].meta["val"].shape)
+        if found != wanted:
+            module = merged.nodes.stacks[name][-1:] or ("the model itself",)
+            raise PlanError(
+                f"the merged module computes {found} in {module[0]}, the merge needs {wanted}; "
+                "its code splits features otherwise: give parents whose heads have equal sizes"
+            )
