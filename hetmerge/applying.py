@@ -16,7 +16,8 @@ from hetmerge.network import Call
 from hetmerge.partition import Partition
 from hetmerge.planning import AlignmentPlan, as_batches, setting_of
 from hetmerge.progress import Progress
-from hetmerge.realising import is_exact, realise
+from hetmerge.projection import Projector
+from hetmerge.realising import correct, is_exact, realise
 from hetmerge.repair import REPAIRS
 from hetmerge.report import Report, make_report
 from hetmerge.scores import Evaluate, compare
@@ -120,10 +121,11 @@ def execute(
             "batches: none given, but refit or repair needs calibration inputs; "
             "pass batches=, or refit=False and repair='none'"
         )
-    made = realise(setting, partitions, options, calls, progress)
+    made = realise(setting, Projector(setting, partitions, plan.weights))
+    fits = correct(made, options, calls, progress) if calls else []
     merged = made.network
     _finish(merged.model, setting)
-    report = make_report(plan, setting, partitions, merged.model, made.fits, exact)
+    report = make_report(plan, setting, partitions, merged.model, fits, exact)
     report.seconds["apply"] = time.perf_counter() - started
     return MergeResult(merged.model, plan, report, made.blueprint)
 

@@ -22,8 +22,8 @@ from hetmerge.network import Call, samples
 from hetmerge.options import Options
 from hetmerge.outputs import is_output
 from hetmerge.progress import Progress
-from hetmerge.realising import Realised, is_exact, realise
-from hetmerge.setting import Setting
+from hetmerge.projection import Projector
+from hetmerge.realising import Realised, correct, is_exact, realise
 from hetmerge.tracing.expr import Leaf
 
 SAMPLES = 500  # inputs that a trial is made from, and as many that it is judged by
@@ -53,11 +53,16 @@ def choose(
         permuted = match_spaces(statistics, replace(options, match="permute"))
         matchings = {"permute": permuted, **matchings}
     explained: dict[str, float] = {}
-    silent = Progress(enabled=False)
+    made: Realised | None = None
     for name, matching in progress.track(list(matchings.items()), "trials of matching"):
-        made = realise(statistics.setting, matching.partitions, options, fit, silent, ROWS)
-        share = outputs_explained(statistics.setting, made, held, options.refit)
-        explained[name] = round(share, 6)  # a tie must not be decided by rounding
+        projector = Projector(
+            statistics.setting, matching.partitions, options.shares(len(statistics.setting.parents))
+        )
+        fits = made is not None and made.holds(projector)
+        made = made.refilled(projector) if made and fits else realise(statistics.setting, projector)
+        correct(made, options, fit, Progress(enabled=False), ROWS)
+        # A tie must not be decided by rounding.
+        explained[name] = round(outputs_explained(made, held, options.refit), 6)
     best = max(explained, key=lambda name: explained[name])
     shares = ", ".join(f"{name} {share:.4f}" for name, share in explained.items())
     note = (
@@ -82,9 +87,7 @@ def _first(calls: Sequence[Call]) -> list[Call]:
     return found
 
 
-def outputs_explained(
-    setting: Setting, made: Realised, calls: Sequence[Call], standardised: bool
-) -> float:
+def outputs_explained(made: Realised, calls: Sequence[Call], standardised: bool) -> float:
     """Share of the variance of the parents' outputs that a merged network explains.
 
     Args:
@@ -93,17 +96,18 @@ def outputs_explained(
             0 and deviation 1, as refit fits them.
     """
     error, variance = 0.0, 0.0
-    for wanted, found in _outputs(setting, made, calls, standardised):
+    for wanted, found in _outputs(made, calls, standardised):
         error += float((wanted - found).square().sum())
         variance += float((wanted - wanted.mean(0)).square().sum())
     return 1 - error / variance if variance > 0 else 1.0
 
 
 def _outputs(
-    setting: Setting, made: Realised, calls: Sequence[Call], standardised: bool
+    made: Realised, calls: Sequence[Call], standardised: bool
 ) -> Iterator[tuple[Tensor, Tensor]]:
     """Per output that names features: [rows, merged] as the parents want it, and as it is."""
-    skeleton, projector = setting.skeleton, made.projector
+    projector = made.projector
+    setting, skeleton = projector.setting, projector.setting.skeleton
     walker, parents = made.network.walk(calls), [p.walk(calls) for p in setting.parents]
     for node in skeleton.graph.program.graph_signature.user_outputs:
         leaf = skeleton.graph.values[node][-1] if node in skeleton.graph.values else None

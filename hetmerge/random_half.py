@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hetmerge.applying import MergeResult, execute
 from hetmerge.matching import nested
+from hetmerge.ops.selection import select
 from hetmerge.planning import plan_statistics
 from hetmerge.progress import Progress
 from hetmerge.selecting import keep
@@ -46,8 +47,11 @@ def random_half(
         moments = statistics.moments.get(spaces[k].name)
         if moments is not None and not partition.union and not nested(spaces, k):
             sizes = {m: len(labels) for m, labels in partition.labels.items()}
+            covariance = moments.covariance()
             chosen = _draw(sizes, partition.width, generator)
-            drawn[k] = keep(moments.covariance(), sizes, chosen, len(chosen))
+            known = covariance[chosen][:, chosen]
+            order = select(known, torch.eye(len(known), dtype=known.dtype), len(known))
+            drawn[k] = keep(covariance, sizes, chosen[order.features], order.live)
     setting = statistics.setting
     drawn = even_out(setting, drawn, plan.weights)
     plan = plan.with_partitions({spaces[k].name: partition for k, partition in drawn.items()})

@@ -20,46 +20,55 @@ from hetmerge.setting import Setting
 
 @dataclass(frozen=True)
 class Realised:
-    """A merged network, how it differs from its skeleton, and how its layers were fitted."""
+    """A merged network, the maps it comes from, and how it differs from its skeleton."""
 
     network: Network
     projector: Projector
     blueprint: Blueprint
-    fits: list[Fit]
+
+    def holds(self, projector: Projector) -> bool:
+        """Another merge of these widths can take its place."""
+        return self.projector.widths == projector.widths
+
+    def refilled(self, projector: Projector) -> Realised:
+        """The same module with the tensors of another merge of its widths: no second trace."""
+        for name, tensor in projector.state().items():
+            self.network.state[name].copy_(tensor)
+        return Realised(self.network, projector, self.blueprint)
 
 
-def realise(
-    setting: Setting,
-    partitions: dict[int, Partition],
-    options: Options,
-    calls: Sequence[Call],
-    progress: Progress,
-    rows: int = ROWS,
-) -> Realised:
-    """Project the parents' tensors, build the module, and correct it on `rows` rows of the calls.
+def realise(setting: Setting, projector: Projector) -> Realised:
+    """Project the parents' tensors and build the module.
 
     Raises:
         PlanError: the merged module computes something else than the skeleton.
     """
-    refit = options.refit and not is_exact(setting, partitions)
-    projector = Projector(setting, partitions, options.shares(len(setting.parents)))
-    state = projector.state()
-    model, blueprint = build(setting, projector.widths, state)
+    model, blueprint = build(setting, projector.widths, projector.state())
     merged = Network(model, setting.call, "merged model", fold=False)
     _check_same_program(setting.skeleton, merged, projector.widths)
-    fits: list[Fit] = []
-    if calls:
-        fits = Fitter(
-            merged,
-            projector,
-            calls,
-            refit=refit,
-            repair="none" if options.refit else options.repair,
-            seed=options.seed,
-            progress=progress,
-            rows=rows,
-        ).run()
-    return Realised(merged, projector, blueprint, fits)
+    return Realised(merged, projector, blueprint)
+
+
+def correct(
+    made: Realised,
+    options: Options,
+    calls: Sequence[Call],
+    progress: Progress,
+    rows: int = ROWS,
+) -> list[Fit]:
+    """Refit or rescale the network in place, on at most so many rows of the calls."""
+    exact = is_exact(made.projector.setting, made.projector.partitions)
+    fitter = Fitter(
+        made.network,
+        made.projector,
+        calls,
+        refit=options.refit and not exact,
+        repair="none" if options.refit else options.repair,
+        seed=options.seed,
+        progress=progress,
+        rows=rows,
+    )
+    return fitter.run()
 
 
 def is_exact(setting: Setting, partitions: dict[int, Partition]) -> bool:

@@ -14,7 +14,8 @@ from hetmerge.network import as_call
 from hetmerge.random_half import random_half
 
 EXACT = 1e-6  # trials are rounded to six decimals
-FEATURES = 12
+CLOSE = 1e-8
+INPUTS, FEATURES = 8, 12
 
 
 class Net(nn.Module):
@@ -23,7 +24,7 @@ class Net(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.body = nn.Sequential(
-            nn.Linear(6, FEATURES), nn.ReLU(), nn.Linear(FEATURES, FEATURES), nn.ReLU()
+            nn.Linear(INPUTS, FEATURES), nn.ReLU(), nn.Linear(FEATURES, FEATURES), nn.ReLU()
         )
         self.head = nn.Linear(FEATURES, 3)
 
@@ -33,7 +34,7 @@ class Net(nn.Module):
 
 def batches() -> list[Tensor]:
     random = torch.Generator().manual_seed(5)
-    return list(torch.randn(400, 6, dtype=torch.float64, generator=random).split(100))
+    return list(torch.randn(400, INPUTS, dtype=torch.float64, generator=random).split(100))
 
 
 def same_task() -> list[nn.Module]:
@@ -52,17 +53,22 @@ def same_task() -> list[nn.Module]:
 
 
 def disjoint() -> list[nn.Module]:
-    """Networks that read different inputs, and half of whose units nothing reads."""
+    """Networks that read different inputs; half of their units see only noise, and nothing reads
+    them: what is read of both fits into one network."""
     torch.manual_seed(1)
     found: list[nn.Module] = []
-    for inputs in (slice(0, 3), slice(3, 6)):
+    for inputs, noise in (([0, 1, 2], [6]), ([3, 4, 5], [7])):
         net = Net().double().eval()
         with torch.no_grad():
-            mask = torch.zeros(6)
-            mask[inputs] = 2.0
-            net.body[0].weight.mul_(mask)
-            net.body[2].weight[:, torch.randperm(FEATURES)[: FEATURES // 2]] = 0
-            net.head.weight[:, torch.randperm(FEATURES)[: FEATURES // 2]] = 0
+            live = torch.zeros(2, FEATURES, dtype=torch.bool)
+            for row in live:
+                row[torch.randperm(FEATURES)[: FEATURES // 2]] = True
+            own = torch.zeros(FEATURES, INPUTS)
+            own[live[0].nonzero(), inputs] = 2.0
+            own[(~live[0]).nonzero(), noise] = 2.0
+            net.body[0].weight.mul_(own)
+            net.body[2].weight.mul_(live[1][:, None] == live[0])
+            net.head.weight.mul_(live[1])
         found.append(net)
     return found
 
@@ -70,29 +76,27 @@ def disjoint() -> list[nn.Module]:
 def test_averages_for_parents_of_one_task() -> None:
     plan = hm.plan(same_task(), batches(), match="auto", progress=False)
     trials = plan.trials
-    assert max(trials["permute"], trials["zip"]) > trials["select"] + 0.005
+    assert 1 - max(trials["permute"], trials["zip"]) < 0.5 * (1 - trials["select"])
     assert all(not space.readoff for space in plan.spaces)
     assert any("match='auto' took" in note for note in plan.notes)
 
 
 def test_a_selection_for_parents_with_nothing_in_common() -> None:
-    """What is read of both fits into one network: the selection finds it, averages do not."""
     parents = disjoint()
     result = hm.merge(parents, batches(), match="auto", outputs="concat", progress=False)
     trials = result.plan.trials
-    assert trials["select"] == pytest.approx(1, abs=EXACT)
+    assert trials["select"] > 0.99  # the head's ridge costs the rest
     assert trials["select"] > max(trials["permute"], trials["zip"]) + 0.05
-    assert {s.name for s in result.plan.spaces if s.free} == {
-        s.name for s in result.plan.spaces if s.readoff
-    }
+    free = [space for space in result.plan.spaces if space.free]
+    assert all(space.readoff for space in free)
+    plain = hm.merge(
+        parents, batches(), match="auto", outputs="concat", refit=False, progress=False
+    )
+    assert plain.plan.trials["select"] == pytest.approx(1, abs=EXACT)
     x = batches()[0]
     with torch.no_grad():
-        found = result.model(x)
-        for parent, mine in zip(parents, found.split(3, 1), strict=True):
-            wanted = parent(x)
-            scale = (mine - mine.mean()).norm() / (wanted - wanted.mean()).norm()
-            rest = mine - mine.mean() - scale * (wanted - wanted.mean())
-            assert float(rest.norm()) < 1e-3 * float(mine.norm())
+        wanted = torch.cat([parent(x) for parent in parents], 1)
+        torch.testing.assert_close(plain.model(x), wanted, atol=CLOSE, rtol=CLOSE)
 
 
 @pytest.mark.parametrize("outputs", ["average", "concat"])
@@ -122,8 +126,9 @@ def test_order_of_parents_does_not_matter(pair, outputs: str) -> None:
     a, b = pair()
     one = hm.plan([a, b], batches(), match="auto", outputs=outputs, progress=False).trials
     two = hm.plan([b, a], batches(), match="auto", outputs=outputs, progress=False).trials
-    assert one == pytest.approx(two, abs=10 * EXACT)
-    assert max(one, key=lambda name: one[name]) == max(two, key=lambda name: two[name])
+    best = max(one, key=lambda name: one[name])
+    assert best == max(two, key=lambda name: two[name])
+    assert one[best] == pytest.approx(two[best], abs=10 * EXACT)
 
 
 def test_nothing_is_tried_where_nothing_is_lost() -> None:
