@@ -185,7 +185,8 @@ class _Matcher:
         self, space: Space, match: str, similarity: Tensor, sizes: dict[int, int], target: int
     ) -> Partition:
         counts, options = list(sizes.values()), self.options
-        if match in ("permute", "select"):  # a selection keeps heads whole and pairs them
+        # A selection keeps heads whole and pairs their features, unless they become fewer.
+        if match == "permute" or (match == "select" and target >= max(counts)):
             if target < max(counts):
                 raise InputError(
                     f"width: {target} for space {space.name!r} is below its widest parent "

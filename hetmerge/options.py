@@ -45,7 +45,7 @@ class Options:
     """
 
     depth: str = "segment"
-    match: str = "zip"
+    match: str = "auto"
     importance: str = "fisher"
     outputs: str = "average"
     labels: list[list[str]] | None = None
