@@ -59,11 +59,11 @@ def test_weight_one_returns_that_parent(name: str, match: str, refit: bool) -> N
 
 
 @pytest.mark.parametrize("name", ["resnet-conv", "vgg"])
-def test_the_default_is_exact_where_a_candidate_is(name: str) -> None:
+def test_auto_is_exact_where_a_candidate_is(name: str) -> None:
     a, b = PAIRS[name]()
-    one = hm.merge([a, b], images(), weights=[0, 1])
+    one = hm.merge([a, b], images(), match="auto", weights=[0, 1])
     assert gap(one.model, outputs(b)) < EXACT
-    twice = hm.merge([a, disguise(a)], images())
+    twice = hm.merge([a, disguise(a)], images(), match="auto")
     assert gap(twice.model, outputs(a)) < EXACT
     assert max(twice.plan.trials.values()) == 1
 
