@@ -1,10 +1,9 @@
 """Which way of matching suits these parents: every candidate is merged for a trial and judged.
 
-Losses of single spaces do not tell. For two parents of one task a selection loses less than
-averages do in almost every space, and yet the network of averages is far better: what a layer
-misses adds up over the layers behind it. So the candidates are merged, on part of the calibration
-inputs, and judged by what their outputs explain of the parents' outputs on the others. No labels
-are read.
+A loss of single spaces does not see how what one layer misses adds up over the layers behind it. So
+the candidates are merged, on part of the calibration inputs, and judged by what their outputs
+explain of the parents' outputs on the others. No labels are read. Explained variance of outputs is
+not accuracy: docs/method.md names a pair on which the two may not agree.
 """
 
 from __future__ import annotations
