@@ -2,8 +2,7 @@
 
 A loss of single spaces does not see how what one layer misses adds up over the layers behind it. So
 the candidates are merged, on part of the calibration inputs, and judged by what their outputs
-explain of the parents' outputs on the others. No labels are read. Explained variance of outputs is
-not accuracy: docs/method.md names a pair on which the two may not agree.
+explain of the parents' outputs on the others. No labels are read.
 """
 
 from __future__ import annotations
