@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,18 +11,17 @@ from typing import Any
 from torch import nn
 
 from hetmerge.blueprint import Blueprint
-from hetmerge.building import build
 from hetmerge.calibration import FEWEST
 from hetmerge.cost import Cost, estimate
 from hetmerge.cutting import Cut, find_cut
-from hetmerge.errors import InputError, PlanError
-from hetmerge.network import Call, Network, samples
-from hetmerge.outputs import is_output
-from hetmerge.partition import Partition, merged_size
+from hetmerge.errors import InputError
+from hetmerge.network import Call, samples
+from hetmerge.partition import Partition
 from hetmerge.planning import AlignmentPlan, as_batches, setting_of
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
-from hetmerge.refit import Fitter, Refit
+from hetmerge.realising import Realised, correct, is_exact, realise
+from hetmerge.refit import Refit
 from hetmerge.report import Report, make_report
 from hetmerge.scores import Evaluate, compare
 from hetmerge.setting import Setting
@@ -119,9 +118,7 @@ class Prepared:
     """A projected network before it is corrected, and what that will cost."""
 
     plan: AlignmentPlan
-    projector: Projector
-    merged: Network
-    blueprint: Blueprint
+    made: Realised
     calls: Sequence[Call]
     exact: bool
     cut: Cut | None
@@ -136,8 +133,8 @@ class Prepared:
     def cost(self) -> Cost:
         """Of the refit, or of what stands in its place."""
         return estimate(
-            self.merged,
-            self.projector.setting,
+            self.made.network,
+            self.made.projector.setting,
             self.calls,
             refit=self.refit,
             auto=self.plan.options.ridge == "auto",
@@ -146,32 +143,21 @@ class Prepared:
 
     def run(self, progress: Progress) -> MergeResult:
         """Correct and report."""
-        options, setting = self.plan.options, self.projector.setting
-        fitter = None
+        plan, made, cut = self.plan, self.made, self.cut
+        projector, fitter = made.projector, None
         if self.calls:
-            fitter = Fitter(
-                self.merged,
-                self.projector,
-                self.calls,
-                refit=self.refit,
-                repair="none" if options.refit else options.repair,
-                ridge=options.ridge,
-                seed=options.seed,
-                progress=progress,
-                cut=self.cut,
-            )
-            fitter.run()
-        model, blueprint, partitions = self.merged.model, self.blueprint, self.projector.partitions
-        if self.cut is None:
-            _finish(model, setting)
+            fitter = correct(made, plan.options, self.calls, progress, cut=cut)
+        model, blueprint, partitions = made.network.model, made.blueprint, projector.partitions
+        if cut is None:
+            _finish(model, projector.setting)
         else:
             fitted = fitter if self.refit else None
-            model, blueprint = split(self.projector, self.merged, self.cut, fitted), Blueprint()
-            partitions = self.cut.merged(partitions)
+            model, blueprint = split(projector, made.network, cut, fitted), Blueprint()
+            partitions = cut.merged(partitions)
         found = fitter.found if fitter else Refit()
-        report = make_report(self.plan, setting, partitions, model, found, self.exact)
+        report = make_report(plan, projector.setting, partitions, model, found, self.exact)
         report.seconds["apply"] = time.perf_counter() - self.started
-        return MergeResult(model, self.plan, report, blueprint)
+        return MergeResult(model, plan, report, blueprint)
 
 
 def prepare(
@@ -195,52 +181,8 @@ def prepare(
         raise InputError(
             f"batches: got {count} samples in all; allowed: {FEWEST} or more for refit or repair"
         )
-    projector = Projector(setting, partitions, plan.weights)
-    model, blueprint = build(setting, projector.widths, projector.state())
-    merged = Network(model, setting.call, "merged model", fold=False)
-    _check_same_program(setting.skeleton, merged, projector.widths)
-    return Prepared(plan, projector, merged, blueprint, calls, exact, cut, started)
-
-
-def is_exact(setting: Setting, partitions: dict[int, Partition], cut: Cut | None = None) -> bool:
-    """Projection alone gives the parents' outputs (or what they are at the cut) as they should be.
-
-    True if no free features of two parents share a cluster, no norm mixes what stands side by side,
-    and no axis that must keep its order carries features of both.
-    """
-    spaces = setting.skeleton.graph.spaces
-    mixing = set(setting.skeleton.graph.mixing)
-    if cut is not None:
-        partitions, mixing = cut.merged(partitions), mixing & cut.trunk
-    plain = ("convolution kernel", "spatial position", "input ")
-    for k, partition in partitions.items():
-        space = spaces[k]
-        if len(partition.labels) < 2 or partition.union or is_output(space.pins):
-            continue
-        outer = [partitions[i] for i in space.structure if i in partitions]
-        if any(other.union and len(other.labels) > 1 for other in outer):
-            continue  # its axis is kept apart by the heads or groups it is nested in
-        if space.free or not any(pin.startswith(plain) for pin in space.pins):
-            return False
-    return not mixing
-
-
-def _check_same_program(skeleton: Network, merged: Network, widths: Mapping[int, int]) -> None:
-    mine, theirs = list(skeleton.nodes.order), list(merged.nodes.order)
-    if mine != theirs:
-        raise PlanError(
-            "the merged module runs other operations than its parent "
-            f"({len(theirs)} against {len(mine)}): its code depends on its sizes"
-        )
-    for name, exprs in skeleton.graph.values.items():
-        wanted = [merged_size(expr, widths) for expr in exprs]
-        found = list(merged.nodes.nodes[name].meta["val"].shape)
-        if found != wanted:
-            module = merged.nodes.stacks[name][-1:] or ("the model itself",)
-            raise PlanError(
-                f"the merged module computes {found} in {module[0]}, the merge needs {wanted}; "
-                "its code splits features otherwise: give parents whose heads have equal sizes"
-            )
+    made = realise(setting, Projector(setting, partitions, plan.weights))
+    return Prepared(plan, made, calls, exact, cut, started)
 
 
 def _finish(model: nn.Module, setting: Setting) -> None:

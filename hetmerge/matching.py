@@ -19,7 +19,8 @@ from hetmerge.ops.moments import Moments
 from hetmerge.options import Options
 from hetmerge.outputs import output_partition
 from hetmerge.partition import Partition, union
-from hetmerge.selecting import kept, ranked, selection
+from hetmerge.selecting import keep, ranked, selection
+from hetmerge.setting import Setting
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
 from hetmerge.widths import Width, check_names, target_width
@@ -47,11 +48,26 @@ def match_spaces(statistics: Statistics, options: Options) -> Matching:
     return Matcher(statistics, options).match(options.width)
 
 
+def shrinks(setting: Setting, width: Width) -> bool:
+    """Some space would be narrower than a parent's, which one-to-one matching cannot do."""
+    for space in setting.skeleton.graph.spaces:
+        sizes = [setting.width(m, space.index) for m in setting.members(space.index)]
+        if space.free and len(sizes) > 1 and target_width(width, space.name, sizes) < max(sizes):
+            return True
+    return False
+
+
+def nested(spaces: Sequence[Space], index: int) -> bool:
+    """Part of an axis with an inner structure: heads, groups and what is inside them."""
+    return bool(spaces[index].structure) or any(index in s.structure for s in spaces)
+
+
 class Matcher:
     """Partitions space by space, outer spaces before those nested in them."""
 
     def __init__(self, statistics: Statistics, options: Options):
         self.statistics, self.setting, self.options = statistics, statistics.setting, options
+        self._spaces = self.setting.skeleton.graph.spaces
         self.weights = options.shares(len(self.setting.parents))
         self.partitions: dict[int, Partition] = {}
         self.similarities: dict[int, Tensor] = {}
@@ -60,11 +76,10 @@ class Matcher:
 
     def match(self, width: Width) -> Matching:
         """Match every space, anew if it was done before at other widths."""
-        spaces = self.setting.skeleton.graph.spaces
-        check_names(width, spaces)
+        check_names(width, self._spaces)
         self.notes.clear()
         self.agreements.clear()
-        for space in _outer_first(spaces):
+        for space in _outer_first(self._spaces):
             if sizes := self.sizes(space):
                 self.partitions[space.index] = self._partition(space, sizes, width)
         even = even_out(self.setting, self.partitions, self.weights)
@@ -80,7 +95,7 @@ class Matcher:
         return (
             len(sizes) > 1
             and self._movable(space, sizes)
-            and not self._nested(space)
+            and not nested(self._spaces, space.index)
             and space.name in self.statistics.moments
         )
 
@@ -95,7 +110,9 @@ class Matcher:
             covariance, given = moments.covariance(), dict(zip(sizes, places, strict=True))
             order = ranked(covariance, sizes, given, self.weights, max(widths))
             return [
-                union(sizes) if width == total else kept(covariance, sizes, order, width)
+                union(sizes)
+                if width == total
+                else keep(covariance, sizes, order.features[:width], order.live)
                 for width in widths
             ]
         similarity = similarity_of(moments)
@@ -139,7 +156,7 @@ class Matcher:
                 f"space {space.name!r} cannot be compared in activations: matched by position"
             )
             return positional_partition(space.name, sizes, target)
-        if options.match == "select" and not self._nested(space):
+        if options.match == "select" and not nested(self._spaces, space.index):
             assert moments is not None
             return self._select(space, moments, sizes, target)
         if similarity is None:
@@ -149,11 +166,6 @@ class Matcher:
         chance = self.statistics.chance.get(space.name)
         self.agreements[space.index] = agreement(similarity, sizes, partition.labels, chance)
         return partition
-
-    def _nested(self, space: Space) -> bool:
-        """Part of an axis with an inner structure: heads, groups and what is inside them."""
-        spaces = self.setting.skeleton.graph.spaces
-        return bool(space.structure) or any(space.index in s.structure for s in spaces)
 
     def _select(
         self, space: Space, moments: Moments, sizes: dict[int, int], target: int
@@ -214,7 +226,8 @@ class Matcher:
         self, space: Space, match: str, similarity: Tensor, sizes: dict[int, int], target: int
     ) -> Partition:
         counts, options = list(sizes.values()), self.options
-        if match in ("permute", "select"):  # a selection keeps heads whole and pairs them
+        # A selection keeps heads whole and pairs their features, unless they become fewer.
+        if match == "permute" or (match == "select" and target >= max(counts)):
             if target < max(counts):
                 raise InputError(
                     f"width: {target} for space {space.name!r} is below its widest parent "

@@ -16,7 +16,7 @@ from hetmerge.repair import REPAIRS
 from hetmerge.systems import RIDGE
 from hetmerge.widths import Width, check_budget
 
-MATCHES = ("zip", "permute", "select", "identity")
+MATCHES = ("auto", "zip", "permute", "select", "identity")
 IMPORTANCES = ("fisher", "weights")
 BACKENDS = ("auto", "reference", "native", "torch", "triton", "cuda")
 
@@ -30,7 +30,8 @@ class Options:
             "uniform", "head", "tail".
         match: how features meet: "zip" and "permute" average what is alike, "select" keeps the
             features from which the others can best be read off (heads and groups it pairs like
-            "permute"), "identity" goes by position.
+            "permute"), "identity" goes by position; "auto" tries the first three and takes the one
+            whose merge gives the parents' outputs best on inputs that it was not made from.
         outputs: "average" for parents with the same labels, "concat" for different ones.
         labels: per parent, the name of each output; shared names are averaged, others kept.
         importance: what "select" and a budget count errors by: "fisher", how they move the outputs

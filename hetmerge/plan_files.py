@@ -42,6 +42,7 @@ def write_plan(plan: AlignmentPlan, directory: Path) -> None:
         "notes": list(plan.notes),
         "blocks": plan.blocks,
         "samples": plan.samples,
+        "trials": plan.trials,
     }
     header = {"format": FORMAT, "version": VERSION, "digest": _digest(body, tensors)}
     text = json.dumps({**header, **body}, indent=1)
@@ -112,6 +113,7 @@ def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor])
         notes=tuple(body["notes"]),
         blocks=body["blocks"],
         samples=body["samples"],
+        trials=body["trials"],
     )
 
 

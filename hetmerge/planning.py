@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from hetmerge.agreement import Agreement
 from hetmerge.alignment import Alignment, find_stages
 from hetmerge.calibration import Statistics, all_calls, as_calls, calibrate, check_models
+from hetmerge.choosing import choose
 from hetmerge.cutting import find_cut
 from hetmerge.dial import match_within
 from hetmerge.errors import PlanError
@@ -20,6 +21,7 @@ from hetmerge.fingerprint import call_from, call_spec, fingerprint
 from hetmerge.network import Call, Network
 from hetmerge.options import Options
 from hetmerge.partition import Partition
+from hetmerge.progress import Progress
 from hetmerge.setting import Setting, build_setting
 
 if TYPE_CHECKING:
@@ -69,6 +71,9 @@ class AlignmentPlan:
         spaces: one partition per space.
         notes: remarks for the user.
         blocks: stages named by hand, or None.
+        samples: calibration inputs.
+        trials: of match="auto", way of matching -> share of the variance of the parents' outputs
+            that its trial explained; the largest, the first of equal ones, was taken.
     """
 
     options: Options
@@ -82,6 +87,7 @@ class AlignmentPlan:
     notes: tuple[str, ...] = ()
     blocks: list[Any] | None = None
     samples: int = 0
+    trials: dict[str, float] = field(default_factory=dict)
 
     @property
     def weights(self) -> list[float]:
@@ -113,6 +119,22 @@ class AlignmentPlan:
     def with_options(self, **changes: Any) -> AlignmentPlan:
         """The same plan with other options of `apply`."""
         return replace(self, options=Options.make({**self.options.to_dict(), **changes}))
+
+    def with_partitions(self, partitions: Mapping[str, Partition]) -> AlignmentPlan:
+        """The same plan with other maps of these spaces, whose agreement is not known."""
+        spaces = [
+            replace(
+                space,
+                width=found.width,
+                labels=[found.labels.get(m) for m in range(len(self.parents))],
+                readoff=found.readoff,
+                agreement=None,
+            )
+            if (found := partitions.get(space.name))
+            else space
+            for space in self.spaces
+        ]
+        return replace(self, spaces=spaces)
 
     def save(self, directory: str | Path) -> None:
         """Write plan.json and plan.safetensors into a directory, which is made if needed."""
@@ -192,7 +214,10 @@ def plan_statistics(
         progress=progress,
         within=chosen.match != "permute" or chosen.budget is not None,
     )
-    matching = match_within(statistics, chosen)
+    if chosen.match == "auto":
+        matching, trials = choose(statistics, chosen, Progress(progress))
+    else:
+        matching, trials = match_within(statistics, chosen), {}
     setting = statistics.setting
     find_cut(setting, chosen.stop_at)
     spaces = setting.skeleton.graph.spaces
@@ -218,6 +243,7 @@ def plan_statistics(
         notes=(*_passage_notes(setting), *matching.notes),
         blocks=list(blocks) if blocks is not None else None,
         samples=statistics.samples,
+        trials=trials,
     )
     return found, statistics, matching.partitions
 

@@ -18,6 +18,7 @@ from hetmerge.projection import Projector
 from hetmerge.repair import realise_norm, rescale
 from hetmerge.steps import steps_of, visit
 from hetmerge.systems import (
+    MOST_ROWS,
     RIDGE,
     System,
     blocks_of,
@@ -77,10 +78,11 @@ class Fitter:
         seed: int,
         progress: Progress,
         cut: Cut | None = None,
+        rows: int = MOST_ROWS,
     ):
         self.merged, self.projector, self.setting = merged, projector, projector.setting
         self.refit, self.repair, self.ridge, self.progress = refit, repair, ridge, progress
-        self.calls, self.seed, self.cut = calls, seed, cut
+        self.calls, self.seed, self.cut, self.rows = calls, seed, cut, rows
         self.generator = torch.Generator().manual_seed(seed)
         self.steps = steps_of(merged, self.setting, refit=refit, cut=cut)
         self.walker = merged.walk(calls)
@@ -134,7 +136,8 @@ class Fitter:
         biased = [layer for layer in layers if layer.bias]
         prior = read(layers, biased, state)
         target = self.targets.of(group.target, layers[0])
-        folds = self._equations(group, target, bool(biased), rows_of(prior.shape[1]))
+        rows = min(self.rows, rows_of(prior.shape[1]))
+        folds = self._equations(group, target, bool(biased), rows)
         ridge = self._ridge(group, folds, prior, bool(biased))
         total = Normal.sum(folds)
         weights = total.solve(prior, ridge, bool(biased))

@@ -19,8 +19,9 @@ def selection(
     weights: Sequence[float],
     width: int,
 ) -> Partition:
-    """Keep the features that best explain all of them where it matters: :func:`ranked`, kept."""
-    return kept(covariance, sizes, ranked(covariance, sizes, importances, weights, width), width)
+    """Keep the features that best explain all of them where it matters."""
+    order = ranked(covariance, sizes, importances, weights, width)
+    return keep(covariance, sizes, order.features, order.live)
 
 
 def ranked(
@@ -66,12 +67,19 @@ def importance_of(
     return importance
 
 
-def kept(covariance: Tensor, sizes: Mapping[int, int], order: Selection, width: int) -> Partition:
-    """The map that keeps the first `width` features of a ranking and reads off the others."""
-    spans, chosen = spans_of(sizes), order.features[:width]
+def keep(covariance: Tensor, sizes: Mapping[int, int], chosen: Tensor, live: int) -> Partition:
+    """The map that keeps these features and reads the others off them by least squares.
+
+    Args:
+        covariance: [O, O] float64 of all parents' features, parent after parent.
+        sizes: parent -> features; O is their sum.
+        chosen: int64, the features that are kept.
+        live: how many of them, from the first, the others are read off.
+    """
+    spans = spans_of(sizes)
     labels = torch.full((len(covariance),), -1, dtype=torch.int64)
     labels[chosen.sort().values] = torch.arange(len(chosen))
-    readoff = _read_off(covariance, chosen[: order.live], labels, len(chosen))
+    readoff = _read_off(covariance, chosen[:live], labels, len(chosen))
     return Partition(
         len(chosen),
         {m: labels[span] for m, span in spans.items()},

@@ -25,6 +25,7 @@ from torch import Tensor, nn
 
 import hetmerge as hm
 from hetmerge.controls import Ensemble, combine, head_control
+from hetmerge.random_half import random_half
 
 PAIRS = {
     "resnets": ("resnet_cifar10/resnet56", "resnet_cifar10/resnet20"),
@@ -40,8 +41,9 @@ FIXES = {
     "refit": {"refit": True},
 }
 MERGES = [f"{match}+{fix}".rstrip("+") for match in ("permute", "zip") for fix in FIXES]
-MERGES += ["select+refit", "identity+refit"]
-ROWS = ["parents", "average", "ensemble", "head", "blocks", *MERGES, "union"]
+MERGES += ["select+refit", "auto+refit", "identity+refit"]
+CONTROLS = ("parents", "average", "ensemble", "head", "blocks", "random", "union")
+ROWS = [*CONTROLS[:5], *MERGES, *CONTROLS[5:]]
 BATCH = 250
 
 
@@ -58,12 +60,12 @@ class Bench:
 
     def rows(self, wanted: list[str], widths: list[float]) -> Iterator[Row]:
         for name in wanted:
-            if name in ("parents", "average", "ensemble", "head", "blocks", "union"):
+            if name in CONTROLS:
                 yield from getattr(self, f"_{name}")()
             else:
                 yield self._merge(name, "max")
         for width in widths:
-            for name in ("permute+refit", "zip+refit"):
+            for name in ("permute+refit", "zip+refit", "select+refit"):
                 yield self._merge(name, width)
 
     def _parents(self) -> Iterator[Row]:
@@ -119,7 +121,13 @@ class Bench:
             result = hm.apply(plan, self.models, self.batches, **FIXES[fix])
         label = " + ".join(part for part in (match, fix) if part)
         label += "" if width == "max" else f", {width}x"
-        return row(label, result.model, self.task, planning + clock.seconds)
+        note = ", ".join(f"{name} {share:.4f}" for name, share in plan.trials.items())
+        return row(label, result.model, self.task, planning + clock.seconds, note)
+
+    def _random(self) -> Iterator[Row]:
+        with Clock() as clock:
+            result = random_half(self.models, self.batches, outputs=self.outputs)
+        yield row("random half + refit", result.model, self.task, clock.seconds)
 
     def _union(self) -> Iterator[Row]:
         plan, planning = self.plan("zip", "union")

@@ -41,7 +41,7 @@ def refused(make, images) -> Callable[..., str]:
 
 OPTIONS = {
     "depth": ("deep", "depth: got 'deep'; allowed: segment, layer, uniform, head, tail"),
-    "match": ("zipp", "match: got 'zipp'; allowed: zip, permute, select, identity"),
+    "match": ("zipp", "match: got 'zipp'; allowed: auto, zip, permute, select, identity"),
     "outputs": ("sum", "outputs: got 'sum'; allowed: average, concat"),
     "repair": ("all", "repair: got 'all'; allowed: none, bn, repair"),
     "backend": ("gpu", "backend: got 'gpu'; allowed: auto"),

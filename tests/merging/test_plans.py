@@ -24,7 +24,17 @@ def same(a: nn.Module, b: nn.Module) -> bool:
 
 
 def equal(a: AlignmentPlan, b: AlignmentPlan) -> bool:
-    simple = ("options", "parents", "inputs", "base", "stages", "slots", "notes", "blocks")
+    simple = (
+        "options",
+        "parents",
+        "inputs",
+        "base",
+        "stages",
+        "slots",
+        "notes",
+        "blocks",
+        "trials",
+    )
     if any(getattr(a, name) != getattr(b, name) for name in simple) or a.samples != b.samples:
         return False
     pairs = zip(a.spaces, b.spaces, strict=True)
@@ -46,6 +56,7 @@ OPTIONS = {
         "depth": "layer", "match": "permute", "alpha": 0.3, "beta": 0.5, "width": "union",
         "weights": [0.25, 0.75], "refit": False, "repair": "bn", "seed": 4,
     },
+    "auto": {"match": "auto", "outputs": "concat"},
     "selection": {"match": "select", "importance": "weights"},
     "widths by name": {"width": {"default": 1.25, "stem.0": 9}},
     "labels": {"labels": [["a", "b", "c", "d", "e"], ["c", "d", "e", "f", "g"]]},

@@ -58,6 +58,16 @@ def test_weight_one_returns_that_parent(name: str, match: str, refit: bool) -> N
         assert gap(merged.model, outputs(parent)) < EXACT
 
 
+@pytest.mark.parametrize("name", ["resnet-conv", "vgg"])
+def test_auto_is_exact_where_a_candidate_is(name: str) -> None:
+    a, b = PAIRS[name]()
+    one = hm.merge([a, b], images(), match="auto", weights=[0, 1])
+    assert gap(one.model, outputs(b)) < EXACT
+    twice = hm.merge([a, disguise(a)], images(), match="auto")
+    assert gap(twice.model, outputs(a)) < EXACT
+    assert max(twice.plan.trials.values()) == 1
+
+
 @pytest.mark.parametrize("match", ["zip", "permute", "select", "identity"])
 @pytest.mark.parametrize("name", NAMES)
 def test_self_merge(name: str, match: str) -> None:

@@ -1,0 +1,143 @@
+"""Which way of matching suits these parents: every candidate is merged for a trial and judged.
+
+A loss of single spaces does not see how what one layer misses adds up over the layers behind it. So
+the candidates are merged, on part of the calibration inputs, and judged by what their outputs
+explain of the parents' outputs on the others. No labels are read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from hetmerge.calibration import Statistics
+from hetmerge.dial import match_within
+from hetmerge.features import position_mask
+from hetmerge.matching import Matching, shrinks
+from hetmerge.network import Call, samples
+from hetmerge.options import Options
+from hetmerge.outputs import is_output
+from hetmerge.progress import Progress
+from hetmerge.projection import Projector
+from hetmerge.realising import Realised, correct, is_exact, realise
+from hetmerge.tracing.expr import Leaf
+
+SAMPLES = 500  # inputs that a trial is made from, and as many that it is judged by
+ROWS = 15_000  # of a trial's refit: a quarter of a merge's
+
+
+def choose(
+    statistics: Statistics, options: Options, progress: Progress
+) -> tuple[Matching, dict[str, float]]:
+    """The matching whose merge gives the parents' outputs best, and how well each does.
+
+    Args:
+        statistics: of the parents.
+        options: of the merge that is wanted; every trial has the same but for `match`.
+
+    Returns:
+        The matching, and match -> share of the variance of the parents' outputs that its trial
+        explains on inputs that it was not made from (1 is all of it); empty where nothing had to be
+        tried. Of equally good ones the first of "permute", "zip", "select" is taken.
+    """
+    first = match_within(statistics, replace(options, match="zip"))
+    if is_exact(statistics.setting, first.partitions):
+        return first, {}
+    fit, held = split(statistics.calls)
+    matchings = {"zip": first, "select": match_within(statistics, replace(options, match="select"))}
+    if options.budget is None and not shrinks(statistics.setting, options.width):
+        permuted = match_within(statistics, replace(options, match="permute"))
+        matchings = {"permute": permuted, **matchings}
+    explained: dict[str, float] = {}
+    made: Realised | None = None
+    for name, matching in progress.track(list(matchings.items()), "trials of matching"):
+        projector = Projector(
+            statistics.setting, matching.partitions, options.shares(len(statistics.setting.parents))
+        )
+        fits = made is not None and made.holds(projector)
+        made = made.refilled(projector) if made and fits else realise(statistics.setting, projector)
+        correct(made, options, fit, Progress(enabled=False), rows=ROWS)
+        # A tie must not be decided by rounding.
+        explained[name] = round(outputs_explained(made, held, options.refit), 6)
+    best = max(explained, key=lambda name: explained[name])
+    shares = ", ".join(f"{name} {share:.4f}" for name, share in explained.items())
+    note = (
+        f"match='auto' took {best!r} in every space: share of the variance of the parents' outputs "
+        f"that a trial merge explains on other inputs: {shares}"
+    )
+    return replace(matchings[best], notes=(*matchings[best].notes, note)), explained
+
+
+def split(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:
+    """Batches to make a trial from, and others to judge it by; a single batch serves for both."""
+    if len(calls) == 1:
+        return list(calls), list(calls)
+    return _first(calls[::2]), _first(calls[1::2])
+
+
+def _first(calls: Sequence[Call]) -> list[Call]:
+    found: list[Call] = []
+    for call in calls:
+        if sum(samples(c) for c in found) < SAMPLES:
+            found.append(call)
+    return found
+
+
+def outputs_explained(made: Realised, calls: Sequence[Call], standardised: bool) -> float:
+    """Share of the variance of the parents' outputs that a merged network explains.
+
+    Args:
+        calls: inputs, as many rows of outputs each.
+        standardised: where the parents' outputs are not all the same ones, each parent's have mean
+            0 and deviation 1, as refit fits them.
+    """
+    error, variance = 0.0, 0.0
+    for wanted, found in _outputs(made, calls, standardised):
+        error += float((wanted - found).square().sum())
+        variance += float((wanted - wanted.mean(0)).square().sum())
+    return 1 - error / variance if variance > 0 else 1.0
+
+
+def _outputs(
+    made: Realised, calls: Sequence[Call], standardised: bool
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Per output that names features: [rows, merged] as the parents want it, and as it is."""
+    projector = made.projector
+    setting, skeleton = projector.setting, projector.setting.skeleton
+    walker, parents = made.network.walk(calls), [p.walk(calls) for p in setting.parents]
+    for node in skeleton.graph.program.graph_signature.user_outputs:
+        leaf = skeleton.graph.values[node][-1] if node in skeleton.graph.values else None
+        if not isinstance(leaf, Leaf) or leaf.space not in projector.partitions:
+            continue
+        if not is_output(skeleton.graph.spaces[leaf.space].pins):
+            continue
+        partition = projector.partitions[leaf.space]
+        labels = partition.labels
+        first = next(iter(labels.values()))
+        scaled = standardised and any(not torch.equal(first, x) for x in labels.values())
+        mass = torch.zeros(partition.width, dtype=torch.float64)
+        for m, at in labels.items():
+            mass.index_add_(0, at, torch.full((len(at),), projector.weights[m]).double())
+        found = _rows(calls, walker.value(node))
+        wanted = torch.zeros_like(found)
+        for m, at in labels.items():
+            theirs = setting.links[m].node(node)
+            assert theirs is not None
+            rows = _rows(calls, parents[m].value(theirs))
+            rows = (rows - rows.mean()) / rows.std().clamp_min(1e-12) if scaled else rows
+            share = projector.weights[m] / mass.clamp_min(1e-300)[at]
+            wanted.index_add_(1, at.to(rows.device), rows * share.to(rows))
+        yield wanted, found
+
+
+def _rows(calls: Sequence[Call], values: Sequence[Tensor]) -> Tensor:
+    """[rows, features] float64 of all batches, without padded positions."""
+    found = []
+    for call, value in zip(calls, values, strict=True):
+        rows = value.reshape(-1, value.shape[-1]).double()
+        mask = position_mask(call[1], value, rows)
+        found.append(rows if mask is None else rows[mask.to(rows.device)])
+    return torch.cat(found)
