@@ -86,7 +86,9 @@ def train(spec: Spec, setting: Setting) -> tuple[nn.Module, float]:
             schedule.step()
             total += loss.item() * len(index)
         seconds = time.perf_counter() - began
-        OUT.print(f"{spec.name}: epoch {epoch + 1}, loss {total / len(labels):.3f}, {seconds:.0f} s")
+        OUT.print(
+            f"{spec.name}: epoch {epoch + 1}, loss {total / len(labels):.3f}, {seconds:.0f} s"
+        )
     net = net.cpu().eval()
     images, labels = own(*cifar10("test", 10000), spec.classes)
     return net, float((logits(net, images).argmax(1) == labels).float().mean())
