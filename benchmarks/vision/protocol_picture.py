@@ -81,12 +81,16 @@ def draw(results: Results, pairs: list[Pair], path: Path) -> None:
         axis.set_visible(False)
     for axis, pair in zip(axes.flat, shown, strict=False):
         panel(axis, results, pair)
-    axes[0][0].set_yticks(range(len(ROWS)), ROWS, fontsize=8)
+    axes[0][0].set_yticks(range(len(ROWS)), ROWS)
+    for axis in axes.flat:
+        axis.tick_params(labelsize=8)
     axes[0][0].invert_yaxis()
     for style, label in ((":", "best fitted head"), ("--", "best fitted head on all blocks")):
         axes[0][0].plot([], [], color="black", linestyle=style, label=label)
     figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
-    figure.supxlabel("accuracy over all ten classes; dots are seeds, bars their mean", fontsize=10)
+    figure.suptitle(
+        "Accuracy over all ten classes: a dot per seed, a bar at their mean", fontsize=11
+    )
     figure.savefig(path, dpi=130)
 
 

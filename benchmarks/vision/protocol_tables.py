@@ -16,7 +16,7 @@ from results import Key, Result, file_of, read
 
 Results = Mapping[Key, Result]
 Seeds = Mapping[int, float]
-CLAIM = ("zip+bn", "zip+repair", "zip+refit", "select+refit", "zip+refit 1.5x")
+CLAIM = ("ensemble", "zip+bn", "zip+repair", "zip+refit", "select+refit", "zip+refit 1.5x")
 NOTHING = "–"
 
 
