@@ -38,10 +38,10 @@ SIDES = (("different networks", "#d62728", -0.16), ("one shape twice", "#1f77b4"
 COLUMNS = 3
 
 
-def panel(axis: Axes, results: Results, pair: Pair) -> None:
+def panel(axis: Axes, results: Results, pair: Pair, rows: list[str]) -> None:
     """One pair: a dot per seed, a bar at the mean; lines are controls of the same pair."""
     for (label, colour, shift), each in zip(SIDES, (pair, pair.beside), strict=True):
-        for place, recipe in enumerate(ROWS):
+        for place, recipe in enumerate(rows):
             values = list(over_seeds(results, each, recipe).values())
             if not values:
                 continue
@@ -55,10 +55,8 @@ def panel(axis: Axes, results: Results, pair: Pair) -> None:
                 axis.axvline(best, color=colour, linestyle=style, linewidth=1, alpha=0.8)
         axis.plot([], [], "o", color=colour, label=label)
     seeds = len(over_seeds(results, pair, "ensemble"))
-    axis.set_title(
-        f"{pair.name}: {pair.first} + {pair.second}\nbeside {pair.beside.name}", fontsize=9
-    )
-    axis.text(0.02, 0.02, f"{seeds} seed(s)", transform=axis.transAxes, fontsize=8)
+    title = f"{pair.name}: {pair.first} + {pair.second}\nbeside {pair.beside.name}, seeds: {seeds}"
+    axis.set_title(title, fontsize=9)
     axis.grid(axis="x", alpha=0.3)
 
 
@@ -66,6 +64,8 @@ def draw(results: Results, pairs: list[Pair], path: Path) -> None:
     shown = [pair for pair in pairs if over_seeds(results, pair, "ensemble")]
     if not shown:
         raise SystemExit("no pair of different networks has results yet: run protocol.py first")
+    ran = {result.recipe for result in results.values()}
+    rows = [name for name in ROWS if name in ran]
     columns = min(COLUMNS, len(shown))
     lines = math.ceil(len(shown) / columns)
     figure, axes = plt.subplots(
@@ -80,14 +80,14 @@ def draw(results: Results, pairs: list[Pair], path: Path) -> None:
     for axis in axes.flat[len(shown) :]:
         axis.set_visible(False)
     for axis, pair in zip(axes.flat, shown, strict=False):
-        panel(axis, results, pair)
-    axes[0][0].set_yticks(range(len(ROWS)), ROWS)
+        panel(axis, results, pair, rows)
+    axes[0][0].set_yticks(range(len(rows)), rows)
     for axis in axes.flat:
         axis.tick_params(labelsize=8)
-    axes[0][0].invert_yaxis()
+    axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
     for style, label in ((":", "best fitted head"), ("--", "best fitted head on all blocks")):
         axes[0][0].plot([], [], color="black", linestyle=style, label=label)
-    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=4)
+    figure.legend(*axes[0][0].get_legend_handles_labels(), loc="outside lower center", ncols=2)
     figure.suptitle(
         "Accuracy over all ten classes: a dot per seed, a bar at their mean", fontsize=11
     )
