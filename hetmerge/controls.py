@@ -154,7 +154,7 @@ def _ridge(features: Tensor, targets: Tensor, ridge: float) -> nn.Linear:
     gram = x.T @ x / len(x)
     gram.diagonal().add_(ridge * gram.diagonal().mean())
     weight = torch.linalg.solve(gram, x.T @ (targets - targets.mean(0)) / len(x)).T
-    linear = nn.Linear(weight.shape[1], weight.shape[0]).to(features.dtype)
+    linear = nn.Linear(weight.shape[1], weight.shape[0]).to(features)
     with torch.no_grad():
         linear.weight.copy_(weight)
         linear.bias.copy_(targets.mean(0) - weight @ mean)

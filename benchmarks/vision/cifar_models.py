@@ -1,4 +1,4 @@
-"""The CIFAR ResNet of He et al. (2016), with parameter-free shortcuts, and its loader."""
+"""The CIFAR ResNet of He et al. (2016) with parameter-free shortcuts, a plain VGG, their loader."""
 
 import json
 import re
@@ -111,24 +111,27 @@ class Parent:
     name: str
     net: ResNet | VGG
     classes: tuple[int, ...]
+    accuracy: float | None = None  # on test images of its own classes, if its file says so
 
 
 def load(path: Path) -> Parent:
-    """Read a ResNet whose blocks, widths and classes follow from its tensors and metadata."""
+    """Read a network whose blocks, widths and classes follow from its tensors and metadata."""
     with safe_open(path, "pt") as file:
         state = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
         metadata = file.metadata() or {}
+    kind, conv = (ResNet, "conv1") if "conv1.weight" in state else (VGG, "conv")
     blocks = [_count(state, stage) for stage in (1, 2, 3)]
-    widths = [len(state[f"layer{stage}.0.conv1.weight"]) for stage in (1, 2, 3)]
+    widths = [len(state[f"layer{stage}.0.{conv}.weight"]) for stage in (1, 2, 3)]
     outputs = len(state["linear.weight"])
     classes = tuple(json.loads(metadata["classes"])) if "classes" in metadata else range(outputs)
-    net = ResNet(blocks, widths, outputs)
+    net = kind(blocks, widths, outputs)
     missing, unexpected = net.load_state_dict(state, strict=False)
     # Files written before torch counted batches lack that buffer; no other tensor may be missing.
     wrong = [key for key in missing if not key.endswith("num_batches_tracked")] + unexpected
     if wrong:
-        raise SystemExit(f"{path}: not a CIFAR ResNet of this family: {wrong[:3]}")
-    return Parent(path.stem, net.eval(), tuple(classes))
+        raise SystemExit(f"{path}: not a CIFAR network of these families: {wrong[:3]}")
+    accuracy = float(metadata["accuracy"]) if "accuracy" in metadata else None
+    return Parent(path.stem, net.eval(), tuple(classes), accuracy)
 
 
 def _count(state: dict[str, Tensor], stage: int) -> int:

@@ -24,14 +24,14 @@ def data_folder() -> Path:
 
 def cifar10(split: str, count: int, seed: int = 0) -> tuple[Tensor, Tensor]:
     """The first `count` images of a fixed random order: normalised [N, 3, 32, 32], labels [N]."""
-    arrays = np.load(_cached(split))
+    arrays = np.load(cached(split))
     order = np.random.RandomState(seed).permutation(len(arrays["labels"]))[:count]
     images = torch.from_numpy(arrays["images"][order]).permute(0, 3, 1, 2).float() / 255
     images = (images - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[:, None, None]
     return images.contiguous(), torch.from_numpy(arrays["labels"][order])
 
 
-def _cached(split: str) -> Path:
+def cached(split: str) -> Path:
     """The split's npz file; decodes the whole archive when it is not there yet."""
     archive = data_folder() / ARCHIVE
     base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"

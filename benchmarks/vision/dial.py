@@ -13,9 +13,10 @@ from pathlib import Path
 
 import matplotlib
 from cifar_models import load
-from cifar_pair import PAIRS, Bench
+from cifar_pair import PAIRS
 from data import cifar10, data_folder
 from measure import Task, machine, row
+from recipes import Bench
 from rich.console import Console
 
 import hetmerge as hm

@@ -37,35 +37,48 @@ class Row:
     seconds: float
     note: str = ""
 
+    @property
+    def mean(self) -> float | None:
+        """Accuracy within a half, averaged over the halves; None where one is not known."""
+        known = [half for half in self.halves if half is not None]
+        return sum(known) / len(known) if known and len(known) == len(self.halves) else None
+
 
 def logits(net: nn.Module, images: Tensor) -> Tensor:
+    """Outputs on the CPU; the images travel to the network's device batch by batch."""
     net.eval()
+    device = next(net.parameters()).device
     with torch.no_grad():
-        return torch.cat([net(batch) for batch in images.split(BATCH)])
+        return torch.cat([net(batch.to(device)).cpu() for batch in images.split(BATCH)])
 
 
-def row(name: str, net: nn.Module, task: Task, seconds: float = 0.0, note: str = "") -> Row:
-    """Measure a network whose outputs are the parents' outputs, averaged or concatenated."""
+def row(
+    name: str,
+    net: nn.Module,
+    task: Task,
+    seconds: float = 0.0,
+    note: str = "",
+    parent: int | None = None,
+) -> Row:
+    """Measure a network.
+
+    Its outputs are those of the parents, averaged or concatenated; or of one of them, named by its
+    index in `parent`, which then has no accuracy in the half that it does not know.
+    """
     outputs = logits(net, task.images)
     classes = sum(task.halves, ()) if task.joint else task.halves[0]
-    halves = []
+    if parent is not None:
+        classes = task.halves[parent]
+    halves: list[float | None] = []
     for half in dict.fromkeys(task.halves) if task.joint else ():
         mine = torch.isin(task.labels, torch.tensor(half))
-        columns = torch.tensor([classes.index(c) for c in half])
-        halves.append(_accuracy(outputs[mine][:, columns], half, task.labels[mine]))
+        columns = [classes.index(c) for c in half if c in classes]
+        known = len(columns) == len(half)
+        halves.append(
+            _accuracy(outputs[mine][:, columns], half, task.labels[mine]) if known else None
+        )
     accuracy = _accuracy(outputs, classes, task.labels)
     return Row(name, accuracy, tuple(halves), count(net), round(seconds, 1), note)
-
-
-def parent_row(name: str, net: nn.Module, task: Task, index: int) -> Row:
-    """Measure a parent alone: over all classes, and on its own half."""
-    own = task.halves[index]
-    outputs = logits(net, task.images)
-    mine = torch.isin(task.labels, torch.tensor(own))
-    halves: list[float | None] = [None] * len(task.halves) if task.joint else []
-    if task.joint:
-        halves[index] = _accuracy(outputs[mine], own, task.labels[mine])
-    return Row(name, _accuracy(outputs, own, task.labels), tuple(halves), count(net), 0.0)
 
 
 def _accuracy(outputs: Tensor, classes: tuple[int, ...], labels: Tensor) -> float:

@@ -10,9 +10,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from cifar_models import Parent, load
-from cifar_pair import BATCH, PAIRS
+from cifar_pair import PAIRS
 from data import cifar10, data_folder
 from measure import Clock, Task, count, machine, row
+from recipes import BATCH
 from torch import Tensor
 
 import hetmerge as hm

@@ -14,9 +14,10 @@ from pathlib import Path
 from typing import TypeVar
 
 from cifar_models import load
-from cifar_pair import BATCH, PAIRS
+from cifar_pair import PAIRS
 from data import cifar10, data_folder
 from measure import machine
+from recipes import BATCH
 from rich.console import Console
 
 import hetmerge as hm

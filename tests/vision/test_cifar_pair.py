@@ -1,6 +1,5 @@
 """The vision benchmark on real specialists: few images, but the claims of the full table."""
 
-import sys
 from pathlib import Path
 
 import pytest
@@ -8,48 +7,43 @@ import torch
 
 import hetmerge as hm
 
-VISION = Path(__file__).parents[2] / "benchmarks" / "vision"
 pytestmark = pytest.mark.data
 
 
 @pytest.fixture(scope="module")
-def bench(data: Path):
-    sys.path.insert(0, str(VISION))
-    try:
-        import cifar_models
-        import cifar_pair
-        import data as images
-        import measure
-    finally:
-        sys.path.remove(str(VISION))
-    paths = [data / f"{name}.safetensors" for name in cifar_pair.PAIRS["specialists"]]
-    parents = [cifar_models.load(path) for path in paths]
+def bench(data: Path, script):
+    load, images = script("cifar_models").load, script("data")
+    paths = [data / f"{name}.safetensors" for name in script("cifar_pair").PAIRS["specialists"]]
+    parents = [load(path) for path in paths]
     test, labels = images.cifar10("test", 1000)
     calibration, _ = images.cifar10("train", 500)
-    task = measure.Task(test, labels, tuple(parent.classes for parent in parents))
-    return cifar_pair.Bench(parents, calibration, task)
+    task = script("measure").Task(test, labels, tuple(parent.classes for parent in parents))
+    return script("recipes").Bench(parents, calibration, task)
 
 
-def accuracies(bench, *rows: str) -> list[float]:
-    return [row.accuracy for row in bench.rows(list(rows), [])]
+@pytest.fixture(scope="module")
+def rows(bench, script):
+    recipes = script("recipes")
+    return lambda names: list(bench.rows(recipes.matching(recipes.recipes(), names)))
 
 
-def test_parents_know_their_half_and_nothing_else(bench) -> None:
-    first, second = bench.rows(["parents"], [])
+def test_parents_know_their_half_and_nothing_else(rows) -> None:
+    first, second = rows("? alone")
     assert first.halves[0] > 0.8
     assert second.halves[1] > 0.8
+    assert first.halves[1] is None
+    assert second.halves[0] is None
     assert max(first.accuracy, second.accuracy) < 0.55
 
 
-def test_plain_average_is_chance(bench) -> None:
-    assert max(accuracies(bench, "average")) < 0.3
+def test_plain_average_is_chance(rows) -> None:
+    assert max(row.accuracy for row in rows("average*")) < 0.3
 
 
 @pytest.mark.slow
-def test_merge_beats_every_head_on_one_body(bench) -> None:
-    (merged,) = accuracies(bench, "zip+refit")
-    (unrefitted,) = accuracies(bench, "zip")
-    assert merged > max(accuracies(bench, "head")) + 0.03
+def test_merge_beats_every_head_on_one_body(rows) -> None:
+    *heads, unrefitted, merged = (row.accuracy for row in rows("head ?,zip,zip+refit"))
+    assert merged > max(heads) + 0.03
     assert merged > unrefitted + 0.2
 
 
