@@ -9,6 +9,12 @@ import pytest
 import torch
 
 
+if not torch.cuda.is_available():
+    # Triton kernels run in its interpreter then. Triton reads this when it is first imported, which
+    # torch may do for reasons of its own.
+    os.environ["TRITON_INTERPRET"] = "1"
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     if torch.cuda.is_available():
         return
