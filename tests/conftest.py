@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 import torch
 
-
 if not torch.cuda.is_available():
     # Triton kernels run in its interpreter then. Triton reads this when it is first imported, which
     # torch may do for reasons of its own.
