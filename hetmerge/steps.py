@@ -44,8 +44,10 @@ def steps_of(
         if cut is not None and group.layers[0].node not in cut.trunk:
             continue
         tails = [layer.tail for layer in group.layers]
-        before = [layer.source for layer in group.layers] if refit else tails
-        if refit and group.skip:
+        before = [layer.source for layer in group.layers]
+        if not refit:
+            before += tails  # computed again, from the same sources, once they are rescaled
+        elif group.skip:
             before.append(group.skip)
         after = [layer.node for layer in group.layers if layer.norm]
         wanted = [group.target] if refit else tails
