@@ -27,7 +27,7 @@ def main(folder: Path) -> None:
     score = accuracy(range(10))
     print("merged, all ten digits:", round(score(result.model), 3))
     result.save(folder / "merged")  # safetensors, the plan, report.json and report.html
-    again = hm.load(folder / "merged")
+    again = hm.load(folder / "merged", template=deep)
     print("loaded again:          ", round(score(again), 3))
 
 

@@ -50,7 +50,7 @@ def export(
         model: any module that `torch.export` accepts.
         args: example inputs: a tensor, a tuple, a list, or a dict of keyword inputs.
         kwargs: example keyword inputs.
-        free_sizes: sizes of inputs stay open where the model's code allows; else they are fixed.
+        free_sizes: sizes of inputs above 1 stay open where the model's code allows; else they are fixed.
 
     Raises:
         TraceError: the model cannot be exported for these inputs.
@@ -86,7 +86,8 @@ def _free_sizes(model: nn.Module, args: Any, kwargs: Any) -> Any:
     sizes = torch.export.ShapesCollection()
     for leaf in pytree.tree_leaves((args, kwargs)):
         if isinstance(leaf, torch.Tensor):
-            sizes[leaf] = dict.fromkeys(range(leaf.dim()), torch.export.Dim.AUTO)
+            open_ones = [dim for dim, size in enumerate(leaf.shape) if size > 1]
+            sizes[leaf] = dict.fromkeys(open_ones, torch.export.Dim.AUTO)
     return sizes.dynamic_shapes(model, args, kwargs)
 
 
