@@ -11,7 +11,7 @@ demo: .venv/.demo
 	$(BIN)/hetmerge demo
 
 test: .venv/.test
-	$(BIN)/pytest --benchmark-disable
+	$(BIN)/pytest --benchmark-disable -n auto --dist loadfile
 
 check: lint test
 

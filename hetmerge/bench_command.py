@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from importlib.util import find_spec
@@ -37,4 +38,7 @@ def run(only: str | None, rows: Path | None) -> int:
     command = [sys.executable, "-m", "pytest", "--benchmark-only", "--timeout=0", "-q"]
     command += ["--benchmark-quiet", "--rootdir", str(FOLDER.parent)]
     command += [] if rows is None else ["--rows", str(rows.resolve())]
-    return subprocess.run([*command, *map(str, chosen)], check=False, cwd=FOLDER).returncode
+    # A pytest around this one speaks to its own workers through the environment.
+    own = {name: value for name, value in os.environ.items() if not name.startswith("PYTEST_")}
+    command += map(str, chosen)
+    return subprocess.run(command, check=False, cwd=FOLDER, env=own).returncode

@@ -29,6 +29,8 @@ MERGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("permute + refit", {"match": "permute"}),
     ("zip", {"match": "zip", "refit": False}),
     ("zip + refit", {"match": "zip"}),
+    ("select + refit", {"match": "select"}),
+    ("default: auto + refit", {}),
     ("union", {"match": "zip", "width": "union", "refit": False}),
 )
 

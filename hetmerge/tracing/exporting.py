@@ -50,7 +50,7 @@ def export(
         model: any module that `torch.export` accepts.
         args: example inputs: a tensor, a tuple, a list, or a dict of keyword inputs.
         kwargs: example keyword inputs.
-        free_sizes: sizes of inputs above 1 stay open where the model's code allows; else they are fixed.
+        free_sizes: sizes of inputs above 1 stay open where the model's code allows.
 
     Raises:
         TraceError: the model cannot be exported for these inputs.
