@@ -20,7 +20,7 @@ from hetmerge.network import Call, Network
 from hetmerge.network import samples as samples_of
 from hetmerge.setting import Setting
 from hetmerge.steps import Step, steps_of, visit
-from hetmerge.systems import System, blocks_of, folds_of, rows_of, shortage, title
+from hetmerge.systems import MOST_ROWS, System, blocks_of, folds_of, shortage, title
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def _system(merged: Network, group: Group, growth: float) -> tuple[System, int]:
     features = value.shape[lead.feature_dim]
     inputs = sum(_inputs(merged, layer) for layer in group.layers)
     inputs += any(layer.bias for layer in group.layers)
-    rows = min(rows_of(inputs), int(value.numel() // features * growth))
+    rows = min(MOST_ROWS, int(value.numel() // features * growth))
     names = tuple(title(layer.weight) for layer in group.layers)
     return System(names, rows, inputs), features // blocks_of(group.layers)
 

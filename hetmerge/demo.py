@@ -30,7 +30,6 @@ MERGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("zip", {"match": "zip", "refit": False}),
     ("zip + refit", {"match": "zip"}),
     ("select + refit", {"match": "select"}),
-    ("default: auto + refit", {}),
     ("union", {"match": "zip", "width": "union", "refit": False}),
 )
 

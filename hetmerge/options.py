@@ -55,7 +55,7 @@ class Options:
     """
 
     depth: str = "segment"
-    match: str = "auto"
+    match: str = "zip"
     importance: str = "fisher"
     outputs: str = "average"
     labels: list[list[str]] | None = None

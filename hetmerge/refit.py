@@ -24,7 +24,6 @@ from hetmerge.systems import (
     blocks_of,
     folds_of,
     read,
-    rows_of,
     shortage,
     title,
     write,
@@ -136,8 +135,7 @@ class Fitter:
         biased = [layer for layer in layers if layer.bias]
         prior = read(layers, biased, state)
         target = self.targets.of(group.target, layers[0])
-        rows = min(self.rows, rows_of(prior.shape[1]))
-        folds = self._equations(group, target, bool(biased), rows)
+        folds = self._equations(group, target, bool(biased), self.rows)
         ridge = self._ridge(group, folds, prior, bool(biased))
         total = Normal.sum(folds)
         weights = total.solve(prior, ridge, bool(biased))

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from hetmerge.layers import Layer
 
-MOST_ROWS, FEWEST_ROWS, ROWS_PER_INPUT = 60_000, 30_000, 50
+MOST_ROWS = 60_000  # that a system is solved from
 RIDGE = 1e-2
 FOLDS = 4  # parts of the batches that a ridge is chosen by
 ENOUGH = 2  # rows per input below which a system is called too small
@@ -49,11 +49,6 @@ def shortage(systems: Sequence[System], samples: int) -> list[str]:
         f"{len(small)} of {len(systems)} layer groups have fewer than {ENOUGH} rows per input "
         f"(worst {worst.layers[0]!r}: {worst.rows:,} rows, {worst.inputs:,} inputs)"
     ]
-
-
-def rows_of(inputs: int) -> int:
-    """Rows that a system with so many unknowns per output is solved from, if there are as many."""
-    return min(MOST_ROWS, max(FEWEST_ROWS, ROWS_PER_INPUT * inputs))
 
 
 def folds_of(batches: int) -> list[range]:
