@@ -24,7 +24,7 @@ lint: .venv/.check
 bench: .venv/.test
 	$(BIN)/hetmerge bench --rows benchmarks/results
 
-sanitize: .venv/.test
+sanitize: .venv/.check
 	tests/sanitize.sh
 
 clean:

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
 # The native code under AddressSanitizer and UndefinedBehaviorSanitizer, then ThreadSanitizer.
-# `make sanitize` runs it; it needs the test environment and g++.
+# `make sanitize` runs it; it needs the environment of `make check` and g++.
 set -euo pipefail
 cd "$(dirname "${BASH_SOURCE[0]}")/.."
 python=.venv/bin/python
@@ -9,7 +9,7 @@ runtime() { "${CXX:-g++}" -print-file-name="$1"; }
 build() { # kinds
     rm -rf "build/sanitize-$1"
     HETMERGE_SANITIZE="$1" HETMERGE_CUDA=0 "$python" setup.py -q build \
-        --build-base "build/objects-$1" --build-lib "build/sanitize-$1" 2>/dev/null
+        --build-base "build/objects-$1" --build-lib "build/sanitize-$1"
 }
 
 run() { # kinds, library, tests...
