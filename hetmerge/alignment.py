@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from hetmerge.correspondence import Slots
 from hetmerge.errors import AlignmentError, InputError
-from hetmerge.execution import Walker
-from hetmerge.network import Call, Network, samples
+from hetmerge.features import position_mask
+from hetmerge.network import Call, Network, positions, samples
 from hetmerge.ops.segments import align_depth, fixed_depth
 from hetmerge.ops.similarity import CKA
 from hetmerge.outline import (
@@ -95,7 +95,7 @@ def _ranks(
 ) -> list[tuple[int, int, int]]:
     """Units, then numbers, then the first given: the order decides between equal shapes only."""
     return [
-        (sum(len(s.units) for s in mine), sum(t.numel() for t in n.state.values()), -m)
+        (sum(len(s.units) for s in mine), n.numbers, -m)
         for m, (n, mine) in enumerate(zip(networks, stages, strict=True))
     ]
 
@@ -179,12 +179,11 @@ def _similarity(
     ]
     scores = [[CKA() for _ in stages] for _ in names]
     for call in progress.track(_enough(batches), "CKA of layers"):
-        walkers = [network.walk([call]) for network in networks]
+        features = [_outputs(n, mine, call) for n, mine in zip(networks, stages, strict=True)]
         for s in range(len(names)):
-            features = [_outputs(w, p[s]) for w, p in zip(walkers, stages, strict=True)]
             for m, mine in enumerate(features):
                 if m != deepest[s]:
-                    _score(scores[s][m], features[deepest[s]], mine, names[s])
+                    _score(scores[s][m], features[deepest[s]][s], mine[s], names[s])
     return {
         name: [
             torch.eye(len(stages[m][s].units)) if m == deepest[s] else scores[s][m].value()
@@ -205,13 +204,28 @@ def _enough(batches: Sequence[Call]) -> Sequence[Call]:
     """The first batches that hold enough samples: more do not change where units stand."""
     seen = 0
     for count, call in enumerate(batches, 1):
-        seen += samples(call)
+        seen += positions(call)
         if seen >= SAMPLES:
             return batches[:count]
     return batches
 
 
-def _outputs(walker: Walker, stage: Stage) -> list[Tensor]:
-    names = [unit.output for unit in stage.units]
-    walker.compute(names)
-    return [walker.values[name][0] for name in names]
+def _outputs(network: Network, stages: Sequence[Stage], call: Call) -> list[list[Tensor]]:
+    """Per stage, per unit, what CKA sees of its output."""
+    walker = network.walk([call])
+    found = []
+    for stage in stages:
+        found.append([_samples(walker.value(unit.output)[0], call) for unit in stage.units])
+        network.state.release()
+    return found
+
+
+def _samples(output: Tensor, call: Call) -> Tensor:
+    """[samples, ...]: of tokens, up to SAMPLES positions that are not padding, spread evenly."""
+    if positions(call) == samples(call) or output.dim() != 3:
+        return output
+    rows = output.reshape(-1, output.shape[-1])
+    mask = position_mask(call[1], output, rows)
+    counted = torch.arange(len(rows)) if mask is None else mask.nonzero().flatten()
+    few = torch.linspace(0, len(counted) - 1, min(SAMPLES, len(counted))).long()
+    return rows[counted[few]]

@@ -14,18 +14,22 @@ from hetmerge.blueprint import Blueprint
 from hetmerge.calibration import FEWEST
 from hetmerge.cost import Cost, estimate
 from hetmerge.cutting import Cut, find_cut
+from hetmerge.draft import Draft
 from hetmerge.errors import InputError
 from hetmerge.network import Call, samples
+from hetmerge.on_disk import Place, realise_on_disk
 from hetmerge.partition import Partition
 from hetmerge.planning import AlignmentPlan, as_batches, setting_of
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
 from hetmerge.realising import Realised, correct, is_exact, realise
-from hetmerge.refit import Refit
+from hetmerge.refit import Memory, Refit
 from hetmerge.report import Report, make_report
 from hetmerge.scores import Evaluate, compare
 from hetmerge.setting import Setting
 from hetmerge.splitting import split
+
+FITS = "fits.jsonl"  # of a merge on disk, until it is complete
 
 
 @dataclass(frozen=True)
@@ -123,6 +127,7 @@ class Prepared:
     exact: bool
     cut: Cut | None
     started: float
+    place: Place | None = None
 
     @property
     def refit(self) -> bool:
@@ -145,10 +150,13 @@ class Prepared:
         """Correct and report."""
         plan, made, cut = self.plan, self.made, self.cut
         projector, fitter = made.projector, None
+        memory = Memory(self.place.folder / FITS) if self.place else None
         if self.calls:
-            fitter = correct(made, plan.options, self.calls, progress, cut=cut)
+            fitter = correct(made, plan.options, self.calls, progress, cut=cut, memory=memory)
         model, blueprint, partitions = made.network.model, made.blueprint, projector.partitions
-        if cut is None:
+        if isinstance(made.network.state, Draft):
+            made.network.state.close(progress)
+        elif cut is None:
             _finish(model, projector.setting)
         else:
             fitted = fitter if self.refit else None
@@ -165,8 +173,14 @@ def prepare(
     setting: Setting,
     partitions: dict[int, Partition],
     calls: Sequence[Call],
+    place: Place | None = None,
 ) -> Prepared:
-    """Check, project and build."""
+    """Check, project and build.
+
+    Args:
+        place: where the merged checkpoint is written while it is made; None: it is a module. Given
+            if and only if the parents are checkpoints.
+    """
     started = time.perf_counter()
     options = plan.options
     cut = find_cut(setting, options.stop_at)
@@ -181,8 +195,9 @@ def prepare(
         raise InputError(
             f"batches: got {count} samples in all; allowed: {FEWEST} or more for refit or repair"
         )
-    made = realise(setting, Projector(setting, partitions, plan.weights))
-    return Prepared(plan, made, calls, exact, cut, started)
+    projector = Projector(setting, partitions, plan.weights)
+    made = realise_on_disk(setting, projector, place) if place else realise(setting, projector)
+    return Prepared(plan, made, calls, exact, cut, started, place)
 
 
 def _finish(model: nn.Module, setting: Setting) -> None:

@@ -190,8 +190,8 @@ def _system(merged: Network, group: Group, growth: float) -> tuple[System, int]:
 
 
 def _inputs(merged: Network, layer: Layer) -> int:
-    weight = merged.state[layer.weight]
-    return (weight[:, 0] if layer.transposed else weight[0]).numel()
+    weight = merged.model.get_parameter(layer.weight)
+    return weight.numel() // weight.shape[1 if layer.transposed else 0]
 
 
 def _flops(system: System, width: int, blocks: int, folds: int) -> float:

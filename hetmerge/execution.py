@@ -12,6 +12,8 @@ from torch.export import ExportedProgram
 from torch.fx import GraphModule, Node
 from torch.utils import _pytree as pytree
 
+from hetmerge.weights import State
+
 Value = Any
 
 
@@ -124,7 +126,7 @@ class Walker(Schedule):
     def __init__(
         self,
         programs: Sequence[ExportedProgram],
-        state: Mapping[str, Tensor],
+        state: State,
         batches: Sequence[Sequence[Value]],
     ) -> None:
         super().__init__(programs[0])
@@ -134,25 +136,42 @@ class Walker(Schedule):
         self._sources = [_sources(p, b) for p, b in zip(programs, batches, strict=True)]
 
     def make(self, name: str) -> list[Value]:
-        return [self._evaluate(nodes[name], i) for i, nodes in enumerate(self.nodes)]
+        read: dict[str, Tensor] = {}  # tensors of the state, the same for every batch
+        return [self._evaluate(nodes[name], i, read) for i, nodes in enumerate(self.nodes)]
 
-    def _evaluate(self, node: Node, index: int) -> Value:
+    def _evaluate(self, node: Node, index: int, read: dict[str, Tensor]) -> Value:
         if node.op != "call_function":
-            return self._source(node, index)
-        given: Any = torch.fx.map_arg(
-            (node.args, node.kwargs),
-            lambda n: (
-                self.values[n.name][index] if n.op == "call_function" else self._source(n, index)
-            ),
-        )
-        args, kwargs = given
+            return self._source(node, index, read)
+        if node.target is torch.ops.aten.embedding.default and self._in_state(node.args[0]):
+            table, positions = list[Any](node.args)[:2]
+            return self.state.rows(self._key(table), self._given(positions, index, read))
+        operands: Any = (node.args, node.kwargs)
+        args, kwargs = torch.fx.map_arg(operands, lambda n: self._given(n, index, read))
         if node.target is operator.getitem:
             return args[0][args[1]]
         with torch.no_grad():
             return node.target(*args, **kwargs)  # type: ignore[operator]
 
-    def _source(self, node: Node, index: int) -> Value:
-        return _fetch(node, self.programs[index], self._sources[index], self.state)
+    def _given(self, node: Any, index: int, read: dict[str, Tensor]) -> Value:
+        """The value of an operand."""
+        if node.op == "call_function":
+            return self.values[node.name][index]
+        return self._source(node, index, read)
+
+    def _source(self, node: Node, index: int, read: dict[str, Tensor]) -> Value:
+        if not self._in_state(node):
+            return _fetch(node, self.programs[index], self._sources[index], self.state)
+        key = self._key(node)
+        if key not in read:
+            read[key] = self.state[key]
+        return read[key]
+
+    def _in_state(self, node: Any) -> bool:
+        table = self._sources[0]
+        return node.op == "placeholder" and table[node.name][0] == "state"
+
+    def _key(self, node: Any) -> str:
+        return str(self._sources[0][node.name][1])
 
 
 def sources_of(

@@ -10,11 +10,13 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.errors import PlanError
+from hetmerge.lazy import Checkpoint
 from hetmerge.network import Call
 
 
-def fingerprint(model: nn.Module) -> dict[str, Any]:
+def fingerprint(model: nn.Module | Checkpoint) -> dict[str, Any]:
     """Class, number of parameters, and a digest of tensor names, shapes and dtypes."""
+    model = model.module if isinstance(model, Checkpoint) else model
     shapes = {
         name: [list(t.shape), str(t.dtype)]
         for name, t in (*model.named_parameters(), *model.named_buffers())

@@ -32,6 +32,15 @@ def is_pretrained(model: nn.Module) -> bool:
 def rebuild(setting: Setting, widths: Mapping[int, int], state: Mapping[str, Tensor]) -> nn.Module:
     """A model of the base parent's class and adjusted configuration that holds these tensors.
 
+    Raises:
+        PlanError: no configuration of the family has these shapes.
+    """
+    return _filled(setting.skeleton.model, merged_config(setting, widths), state)
+
+
+def merged_config(setting: Setting, widths: Mapping[int, int]) -> Config:
+    """The base parent's configuration, adjusted to the merged sizes.
+
     A number in the configuration may follow a space, or the length of a list of blocks, whose sizes
     it equals in every parent. A choice is accepted only if all its tensors and all values that the
     model computes have the merged shapes; then every change that is not needed is taken back.
@@ -48,7 +57,7 @@ def rebuild(setting: Setting, widths: Mapping[int, int], state: Mapping[str, Ten
         for name, value in values.items()
     }
     fields = {name: found for name, found in fields.items() if found != [values[name]]}
-    wanted = {name: tuple(tensor.shape) for name, tensor in state.items()}
+    wanted = merged_shapes(setting, widths)
     for choice in itertools.islice(_choices(fields), _TRIALS):
         if _fits(setting, widths, choice, wanted):
             break
@@ -58,7 +67,17 @@ def rebuild(setting: Setting, widths: Mapping[int, int], state: Mapping[str, Ten
         fewer = {k: v for k, v in choice.items() if k != name}
         if choice[name] == values[name] or _fits(setting, widths, fewer, wanted):
             choice = fewer
-    return _filled(base, choice, state)
+    return _config(base, choice)
+
+
+def merged_shapes(setting: Setting, widths: Mapping[int, int]) -> dict[str, tuple[int, ...]]:
+    """Shape of every tensor that the merge makes, tied ones under each of their names."""
+    graph = setting.skeleton.graph
+    found = {
+        name: tuple(merged_size(expr, widths) for expr in exprs)
+        for name, exprs in graph.tensors.items()
+    }
+    return {**found, **{a: found[b] for a, b in graph.aliases.items() if b in found}}
 
 
 def _source(model: nn.Module) -> Config:
@@ -192,8 +211,7 @@ def _refusal(family: str, setting: Setting, sizes: Sizes) -> str:
     )
 
 
-def _filled(base: Any, choice: Mapping[str, Any], state: Mapping[str, Tensor]) -> nn.Module:
-    config = _config(base, choice)
+def _filled(base: Any, config: Config, state: Mapping[str, Tensor]) -> nn.Module:
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = type(base)(config)
     config.dtype = next(base.parameters()).dtype

@@ -30,7 +30,7 @@ def similarity_of(moments: Moments) -> Tensor:
     parent = torch.repeat_interleave(torch.arange(len(moments.sizes)), torch.tensor(moments.sizes))
     both = dead[:, None] & dead[None]
     same = parent[:, None] == parent[None]
-    return similarity.masked_fill(both, 1.0).masked_fill(both & same, 1 - 1e-6)
+    return similarity.masked_fill_(both, 1.0).masked_fill_(both & same, 1 - 1e-6)
 
 
 def _scale_free(moments: Moments, dead: Tensor) -> Tensor:

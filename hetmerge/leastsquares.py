@@ -151,6 +151,11 @@ def held_out(folds: Sequence[Normal], prior: Tensor, bias: bool) -> list[float]:
     return errors
 
 
+def generator_of(seed: int, number: int) -> torch.Generator:
+    """Of each system its own, so that what is drawn does not depend on what was solved before."""
+    return torch.Generator().manual_seed(seed * 1_000_003 + number)
+
+
 def sample_positions(
     shape: torch.Size, spatial: int, rows: int, generator: torch.Generator
 ) -> Tensor:

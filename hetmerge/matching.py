@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 
@@ -12,6 +12,7 @@ from torch import Tensor
 from hetmerge.agreement import Agreement, agreement
 from hetmerge.calibration import Statistics
 from hetmerge.errors import InputError
+from hetmerge.gathering import Gathered
 from hetmerge.importance import by_fisher, by_weights
 from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
 from hetmerge.nested import inner_similarity, outer_similarity
@@ -69,6 +70,7 @@ class Matcher:
         self.statistics, self.setting, self.options = statistics, statistics.setting, options
         self._spaces = self.setting.skeleton.graph.spaces
         self.weights = options.shares(len(self.setting.parents))
+        self.streams = not self.setting.skeleton.in_memory
         self.partitions: dict[int, Partition] = {}
         self.similarities: dict[int, Tensor] = {}
         self.agreements: dict[int, Agreement] = {}
@@ -79,10 +81,33 @@ class Matcher:
         check_names(width, self._spaces)
         self.notes.clear()
         self.agreements.clear()
-        for space in _outer_first(self._spaces):
+        self._match_spaces(self._spaces, width)
+        return self._even()
+
+    def match_stream(self, parts: Iterable[Gathered], width: Width) -> Matching:
+        """Match spaces as their moments come, and forget the moments."""
+        check_names(width, self._spaces)
+        for part in parts:
+            self.statistics.add(part)
+            seen = {*part.moments, *(k for nest in part.nested for k in nest)}
+            self._match_spaces([self._spaces[k] for k in seen], width)
+            self.statistics.forget()
+        self._match_spaces([s for s in self._spaces if s.index not in self.partitions], width)
+        return self._even()
+
+    def _match_spaces(self, spaces: Sequence[Space], width: Width) -> None:
+        order = {space.index: i for i, space in enumerate(_outer_first(self._spaces))}
+        for space in sorted(spaces, key=lambda space: order[space.index]):
             if sizes := self.sizes(space):
                 self.partitions[space.index] = self._partition(space, sizes, width)
-        even = even_out(self.setting, self.partitions, self.weights)
+
+    def _even(self) -> Matching:
+        ordered = {
+            s.index: self.partitions[s.index]
+            for s in _outer_first(self._spaces)
+            if s.index in self.partitions
+        }
+        even = even_out(self.setting, ordered, self.weights)
         return Matching(even, dict(self.agreements), tuple(self.notes))
 
     def sizes(self, space: Space) -> dict[int, int]:
@@ -162,6 +187,8 @@ class Matcher:
         if similarity is None:
             assert moments is not None
             similarity = similarity_of(moments)
+            if self.streams:
+                del self.statistics.moments[space.name], moments
         partition = self._heard(space, options.match, similarity, sizes, target)
         chance = self.statistics.chance.get(space.name)
         self.agreements[space.index] = agreement(similarity, sizes, partition.labels, chance)
@@ -178,7 +205,7 @@ class Matcher:
 
     @cached_property
     def _importances(self) -> list[dict[int, list[Tensor]]]:
-        if self.options.importance == "weights":
+        if self.options.importance == "weights" or self.streams:
             return [by_weights(network) for network in self.setting.parents]
         calls, seed = self.statistics.calls, self.options.seed
         return [by_fisher(network, calls, seed) for network in self.setting.parents]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -13,9 +13,12 @@ from torch.export import ExportedProgram
 from hetmerge.errors import InputError, TraceError
 from hetmerge.execution import Walker, flat_inputs
 from hetmerge.layers import Layer, find_layers
+from hetmerge.lazy import Checkpoint
 from hetmerge.outline import ModuleNodes
 from hetmerge.shortcuts import expose_shortcuts
 from hetmerge.tracing import export, trace
+from hetmerge.tracing.exporting import place_on
+from hetmerge.weights import Resident, State
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -27,7 +30,9 @@ class Network:
     Attributes:
         model: a copy in eval mode whose parameter-free channel shortcuts are 1x1 convolutions and
             whose BatchNorms are `y = w * x + b` (running mean 0, variance 1 - eps); where one
-            follows a layer, `w` is 1 and the layer's weight carries the scale.
+            follows a layer, `w` is 1 and the layer's weight carries the scale. Of a checkpoint, or
+            with a state given: on the meta device.
+        state: its tensors by name.
         graph: its spaces.
         layers: its convolutions and linear maps.
         scales: norm prefix -> (|gamma|, beta) as they were before folding.
@@ -35,20 +40,49 @@ class Network:
         source_parameters: the original's parameters, and whether they were trainable.
     """
 
-    def __init__(self, model: nn.Module, call: Call, name: str = "model", *, fold: bool = True):
+    def __init__(
+        self,
+        model: nn.Module | Checkpoint,
+        call: Call,
+        name: str = "model",
+        *,
+        fold: bool = True,
+        state: State | None = None,
+    ):
         self.name = name
-        self.model = copy.deepcopy(model).eval().requires_grad_(False)
-        self.source_parameters = {n: p.requires_grad for n, p in model.named_parameters()}
-        check_finite(state_of(self.model), name)
-        self.replaced = expose_shortcuts(self.model, call)
-        self.state = state_of(self.model)
+        if isinstance(model, Checkpoint):
+            state = model.state
+        module = model.module if isinstance(model, Checkpoint) else model
+        self.source_parameters = {n: p.requires_grad for n, p in module.named_parameters()}
+        self.model = copy.deepcopy(module).eval().requires_grad_(False)
+        self.replaced: tuple[str, ...] = ()
+        self.in_memory = state is None
+        if state is None:
+            check_finite(state_of(self.model), name)
+            self.replaced = expose_shortcuts(self.model, call)
+            state = state_of(self.model)
+        else:
+            self.model.to("meta")
+        self.state = state
         self.graph = trace(self.model, *call)
         self.layers = find_layers(self.graph.program)
         self.nodes = ModuleNodes.of(list(self.graph.program.graph.nodes))
         self.scales: dict[str, tuple[Tensor, Tensor]] = {}
         if fold:
             self._fold()
-        self._programs: dict[tuple[Any, ...], ExportedProgram] = {_key(call): self.graph.program}
+        self._programs: dict[tuple[Any, ...], ExportedProgram] = {}
+        self._programs[_key(call)] = self._runnable(self.graph.program)
+
+    @property
+    def numbers(self) -> int:
+        """Numbers in its tensors, tied ones under each of their names."""
+        return sum(t.numel() for _, t in tensors_of(self.model))
+
+    def _runnable(self, program: ExportedProgram) -> ExportedProgram:
+        """A program traced on the meta device computes where its inputs are."""
+        if not self.in_memory:
+            place_on(program, torch.device("cpu"))
+        return program
 
     def _fold(self) -> None:
         norms = {n: m for n, m in self.model.named_modules() if isinstance(m, _BatchNorm)}
@@ -68,7 +102,7 @@ class Network:
         key = _key(call)
         if key not in self._programs:
             try:
-                self._programs[key] = export(self.model, *call)
+                self._programs[key] = self._runnable(export(self.model, *call))
             except TraceError as error:
                 first = str(error).splitlines()[0]
                 raise InputError(f"batches: one does not fit: {first}") from error
@@ -99,17 +133,29 @@ def samples(call: Call) -> int:
     return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), 0)
 
 
-def state_of(model: nn.Module) -> dict[str, Tensor]:
-    """Every parameter and buffer by name, tied ones under each of their names."""
-    pairs: list[tuple[str, Tensor]] = [*model.named_parameters(remove_duplicate=False)]
-    pairs += model.named_buffers(remove_duplicate=False)
-    return {name: tensor.detach() for name, tensor in pairs}
+def positions(call: Call) -> int:
+    """What statistics count in a batch: tokens where the model takes tokens, samples elsewhere."""
+    first = next((v for v in (*call[0], *call[1].values()) if isinstance(v, Tensor)), None)
+    tokens = first is not None and first.dim() == 2 and not first.is_floating_point()
+    return first.numel() if tokens and first is not None else samples(call)
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer with its name, tied ones under each of their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
+
+
+def state_of(model: nn.Module) -> State:
+    """The tensors of a module, as they are in memory."""
+    return Resident((name, tensor.detach()) for name, tensor in tensors_of(model))
 
 
 def check_finite(state: Mapping[str, Tensor], name: str) -> None:
     """Reject weights with NaN or infinity, naming the first tensor."""
     for key, tensor in state.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        known = tensor.is_floating_point() and tensor.device.type != "meta"
+        if known and not bool(torch.isfinite(tensor).all()):
             raise InputError(
                 f"{name}: tensor {key!r} holds NaN or infinity; weights must be finite"
             )

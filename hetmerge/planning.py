@@ -12,12 +12,15 @@ from torch import Tensor, nn
 
 from hetmerge.agreement import Agreement
 from hetmerge.alignment import Alignment, find_stages
-from hetmerge.calibration import Statistics, all_calls, as_calls, calibrate, check_models
+from hetmerge.calibration import Statistics, align_parents, all_calls, as_calls, check_models
 from hetmerge.choosing import choose
 from hetmerge.cutting import find_cut
 from hetmerge.dial import match_within
-from hetmerge.errors import PlanError
+from hetmerge.errors import InputError, PlanError
 from hetmerge.fingerprint import call_from, call_spec, fingerprint
+from hetmerge.gathering import gather
+from hetmerge.lazy import Checkpoint
+from hetmerge.matching import Matcher
 from hetmerge.network import Call, Network
 from hetmerge.options import Options
 from hetmerge.partition import Partition
@@ -176,7 +179,7 @@ def _other(tables: list[Tensor]) -> int:
 
 
 def plan(
-    models: Sequence[nn.Module],
+    models: Sequence[nn.Module | Checkpoint],
     batches: Iterable[Any],
     *,
     blocks: Sequence[Any] | None = None,
@@ -194,7 +197,7 @@ def plan(
 
 
 def plan_statistics(
-    models: Sequence[nn.Module],
+    models: Sequence[nn.Module | Checkpoint],
     batches: Iterable[Any],
     *,
     blocks: Sequence[Any] | None = None,
@@ -204,21 +207,25 @@ def plan_statistics(
     """A plan with the statistics and partitions it was made from."""
     chosen = Options.make(options)
     calls = as_calls(models, batches, chosen.depth)
+    if isinstance(models[0], Checkpoint):
+        chosen = _on_disk(chosen)
     chosen.shares(len(models))
     chosen.check_labels(len(models))
-    statistics = calibrate(
-        models,
-        _again(calls),
-        depth=chosen.depth,
-        blocks=blocks,
-        progress=progress,
-        within=chosen.match != "permute" or chosen.budget is not None,
-    )
-    if chosen.match == "auto":
-        matching, trials = choose(statistics, chosen, Progress(progress))
-    else:
-        matching, trials = match_within(statistics, chosen), {}
+    bar = Progress(progress)
+    statistics = align_parents(models, calls, chosen.depth, blocks, bar)
     setting = statistics.setting
+    within = chosen.match != "permute" or chosen.budget is not None
+    parts = gather(setting, calls, bar, within)
+    trials: dict[str, float] = {}
+    if not setting.skeleton.in_memory:
+        matching = Matcher(statistics, chosen).match_stream(parts, chosen.width)
+    else:
+        for part in parts:
+            statistics.add(part)
+        if chosen.match == "auto":
+            matching, trials = choose(statistics, chosen, bar)
+        else:
+            matching = match_within(statistics, chosen)
     find_cut(setting, chosen.stop_at)
     spaces = setting.skeleton.graph.spaces
     found = AlignmentPlan(
@@ -248,8 +255,21 @@ def plan_statistics(
     return found, statistics, matching.partitions
 
 
-def _again(calls: Sequence[Call]) -> list[Any]:
-    return [kwargs or args for args, kwargs in calls]
+def _on_disk(options: Options) -> Options:
+    """What is left of the options where moments are forgotten space by space.
+
+    Raises:
+        InputError: one of them needs the statistics of all spaces at once.
+    """
+    if options.budget is not None:
+        raise InputError(
+            "budget: needs the statistics of all spaces at once, which parents on disk do not "
+            "keep; allowed: width"
+        )
+    if options.stop_at is not None:
+        raise InputError("stop_at: a partial merge needs its parents in memory; give modules")
+    match = "zip" if options.match == "auto" else options.match
+    return replace(options, match=match, importance="weights")
 
 
 def _passage_notes(setting: Setting) -> list[str]:
@@ -270,7 +290,7 @@ def as_batches(batches: Iterable[Any] | None) -> list[Call]:
 
 
 def setting_of(
-    plan: AlignmentPlan, models: Sequence[nn.Module]
+    plan: AlignmentPlan, models: Sequence[nn.Module | Checkpoint]
 ) -> tuple[Setting, dict[int, Partition]]:
     """Trace the parents again and lay the plan over them.
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -69,14 +69,6 @@ class Projector:
         """Merged position of every element of a skeleton dimension in one parent's sizes."""
         return dim_labels(expr, self._tables[parent])
 
-    def _read(self, share: Share, exprs: Sequence[Expr], cols: Sequence[int]) -> Tensor | None:
-        """A parent's tensor as it is read from the features that selections kept."""
-        tensor, readoff = share.tensor, self._readoff[share.parent]
-        if tensor is not None and readoff:
-            for d in cols:
-                tensor = read_off(tensor, d, exprs[d], self._tables[share.parent], readoff)
-        return tensor
-
     def state(self) -> dict[str, Tensor]:
         """The merged network's traced tensors by name."""
         graph = self.setting.skeleton.graph
@@ -86,26 +78,23 @@ class Projector:
         )
         return merged
 
-    def tensor(self, name: str) -> Tensor:
-        """One merged tensor."""
+    def tensor(self, name: str, block: range | None = None) -> Tensor:
+        """One merged tensor, or the rows `block` of its first dimension."""
         graph = self.setting.skeleton.graph
         exprs = graph.tensors[name]
-        shares = [s for m in range(len(self.setting.parents)) if (s := self.share(m, name))]
-        rows = [d for d in range(len(exprs)) if (name, d) not in graph.consumed]
-        cols = [d for d in range(len(exprs)) if (name, d) in graph.consumed]
-        plain = [d for d in rows + cols if self._trivial(exprs[d], shares)]
-        rows = [d for d in rows if d not in plain]
-        cols = [d for d in cols if d not in plain]
-        layout = _Layout(rows, cols, plain)
+        parents = range(len(self.setting.parents))
+        parts = [part for m in parents if (part := self._part(m, name, exprs, block))]
         sizes = [merged_size(expr, self.widths) for expr in exprs]
-        row_labels = [
-            product_labels([self.labels(exprs[d], s.parent) for d in rows]) for s in shares
-        ]
-        col_labels = [
-            product_labels([dim_labels(exprs[d], self._read_tables[s.parent]) for d in cols])
-            for s in shares
-        ]
-        tensors = [self._read(s, exprs, cols) for s in shares]
+        if block is not None:
+            sizes[0] = len(block)
+        dims = range(len(exprs))
+        plain = [d for d in dims if all(_in_order(part.labels[d]) for part in parts)]
+        rows = [d for d in dims if d not in plain and (name, d) not in graph.consumed]
+        cols = [d for d in dims if d not in plain and (name, d) in graph.consumed]
+        layout = _Layout(rows, cols, plain)
+        row_labels = [product_labels([part.labels[d] for d in rows]) for part in parts]
+        col_labels = [product_labels([part.reads[d] for d in cols]) for part in parts]
+        tensors = [self._read(part.share, exprs, cols) for part in parts]
         kept = [_kept(found) for found, _ in row_labels]
         merged = project(
             [
@@ -116,24 +105,50 @@ class Projector:
             [found for found, _ in col_labels],
             _count([sizes[d] for d in rows]),
             _count([sizes[d] for d in cols]),
-            self._weights_of(shares),
+            self._weights_of([part.share for part in parts]),
             self.backend,
         )
         merged = layout.unfold(merged, sizes)
         return self._fill(name, merged, row_labels, layout)
 
+    def in_blocks(self, name: str, numbers: int) -> Iterator[tuple[range, Tensor]]:
+        """One merged tensor in runs of rows of about so many numbers, where its rows allow."""
+        graph = self.setting.skeleton.graph
+        exprs = graph.tensors[name]
+        sizes = [merged_size(expr, self.widths) for expr in exprs]
+        if (name, 0) in graph.consumed or len(sizes) < 2 or _count(sizes) <= numbers:
+            yield range(sizes[0] if sizes else 1), self.tensor(name)
+            return
+        step = max(1, numbers // _count(sizes[1:]))
+        for start in range(0, sizes[0], step):
+            block = range(start, min(start + step, sizes[0]))
+            yield block, self.tensor(name, block)
+
+    def _part(
+        self, parent: int, name: str, exprs: Sequence[Expr], block: range | None
+    ) -> _Part | None:
+        labels = [self.labels(expr, parent) for expr in exprs]
+        reads = [dim_labels(expr, self._read_tables[parent]) for expr in exprs]
+        index = None
+        if block is not None:
+            first, _ = labels[0]
+            index = ((first >= block.start) & (first < block.stop)).nonzero().flatten()
+            labels[0] = (first[index] - block.start, len(block))
+        share = self.share(parent, name, index)
+        return _Part(share, labels, reads) if share else None
+
+    def _read(self, share: Share, exprs: Sequence[Expr], cols: Sequence[int]) -> Tensor | None:
+        """A parent's tensor as it is read from the features that selections kept."""
+        tensor, readoff = share.tensor, self._readoff[share.parent]
+        if tensor is not None and readoff:
+            for d in cols:
+                tensor = read_off(tensor, d, exprs[d], self._tables[share.parent], readoff)
+        return tensor
+
     def _weights_of(self, shares: Sequence[Share]) -> list[float]:
         """Their weights; equal where only parents of weight 0 have the tensor."""
         weights = [self.weights[s.parent] for s in shares]
         return weights if any(weights) else [1.0] * len(shares)
-
-    def _trivial(self, expr: Expr, shares: Sequence[Share]) -> bool:
-        """The same identity for every parent: a trailing dimension that needs no labels."""
-        for share in shares:
-            labels, merged = self.labels(expr, share.parent)
-            if len(labels) != merged or not torch.equal(labels, torch.arange(merged)):
-                return False
-        return True
 
     def _fill(
         self, name: str, merged: Tensor, rows: list[tuple[Tensor, int]], layout: _Layout
@@ -146,11 +161,12 @@ class Projector:
             merged[~seen] = 1
         return merged
 
-    def share(self, parent: int, name: str) -> Share | None:
-        """What one parent puts into one tensor; None if it has no part in it."""
+    def share(self, parent: int, name: str, rows: Tensor | None = None) -> Share | None:
+        """What one parent puts into one tensor, or those rows of it; None if it has no part."""
         setting, link = self.setting, self.setting.links[parent]
         if name in link.tensors:
-            return Share(parent, link.parent.state[link.tensors[name]])
+            state, theirs = link.parent.state, link.tensors[name]
+            return Share(parent, state[theirs] if rows is None else state.rows(theirs, rows))
         slot = link.missing_slot(name)
         passage = setting.passages.get(slot) if slot else None
         if passage is None:
@@ -185,6 +201,15 @@ class Projector:
 
 
 @dataclass(frozen=True)
+class _Part:
+    """A parent's share in a tensor, and where every dimension of it goes when written and read."""
+
+    share: Share
+    labels: list[tuple[Tensor, int]]
+    reads: list[tuple[Tensor, int]]
+
+
+@dataclass(frozen=True)
 class _Layout:
     """Brings a tensor to [rows, columns, rest] and back."""
 
@@ -209,6 +234,12 @@ def _count(sizes: Sequence[int]) -> int:
     for size in sizes:
         total *= int(size)
     return total
+
+
+def _in_order(labels: tuple[Tensor, int]) -> bool:
+    """A dimension that stays as it is and needs no labels."""
+    found, merged = labels
+    return len(found) == merged and torch.equal(found, torch.arange(merged))
 
 
 def _kept(labels: Tensor) -> Tensor | slice:

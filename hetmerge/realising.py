@@ -15,7 +15,7 @@ from hetmerge.outputs import is_output
 from hetmerge.partition import Partition, merged_size
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
-from hetmerge.refit import Fitter
+from hetmerge.refit import Fitter, Memory
 from hetmerge.setting import Setting
 from hetmerge.systems import MOST_ROWS
 
@@ -35,7 +35,7 @@ class Realised:
     def refilled(self, projector: Projector) -> Realised:
         """The same module with the tensors of another merge of its widths: no second trace."""
         for name, tensor in projector.state().items():
-            self.network.state[name].copy_(tensor)
+            self.network.state.put(name, tensor)
         return Realised(self.network, projector, self.blueprint)
 
 
@@ -47,7 +47,7 @@ def realise(setting: Setting, projector: Projector) -> Realised:
     """
     model, blueprint = build(setting, projector.widths, projector.state())
     merged = Network(model, setting.call, "merged model", fold=False)
-    _check_same_program(setting.skeleton, merged, projector.widths)
+    check_same_program(setting.skeleton, merged, projector.widths)
     return Realised(merged, projector, blueprint)
 
 
@@ -59,12 +59,14 @@ def correct(
     *,
     cut: Cut | None = None,
     rows: int = MOST_ROWS,
+    memory: Memory | None = None,
 ) -> Fitter:
     """Refit or rescale the network in place.
 
     Args:
         cut: of a partial merge; only its trunk is corrected.
         rows: sampled positions that a layer is solved from, at most.
+        memory: fits of an earlier run.
 
     Returns:
         The fitter after its walk, with what it found and, of a partial merge, what it kept.
@@ -81,6 +83,7 @@ def correct(
         progress=progress,
         cut=cut,
         rows=rows,
+        memory=memory,
     )
     fitter.run()
     return fitter
@@ -109,7 +112,12 @@ def is_exact(setting: Setting, partitions: dict[int, Partition], cut: Cut | None
     return not mixing
 
 
-def _check_same_program(skeleton: Network, merged: Network, widths: Mapping[int, int]) -> None:
+def check_same_program(skeleton: Network, merged: Network, widths: Mapping[int, int]) -> None:
+    """The merged network computes what its skeleton does, in the merged sizes.
+
+    Raises:
+        PlanError: it does not.
+    """
     mine, theirs = list(skeleton.nodes.order), list(merged.nodes.order)
     if mine != theirs:
         raise PlanError(

@@ -2,15 +2,24 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 
-import torch
 from torch import Tensor
 
 from hetmerge.cutting import Cut
 from hetmerge.layers import Group, left_out
-from hetmerge.leastsquares import RIDGES, Normal, held_out, inputs_of, pick, sample_positions
+from hetmerge.leastsquares import (
+    RIDGES,
+    Normal,
+    generator_of,
+    held_out,
+    inputs_of,
+    pick,
+    sample_positions,
+)
 from hetmerge.network import Call, Network, samples
 from hetmerge.ops.operand import constant
 from hetmerge.progress import Progress
@@ -56,6 +65,26 @@ class Refit:
     notes: list[str] = field(default_factory=list)
 
 
+class Memory:
+    """Fits of an earlier run that was stopped; a file keeps them, or nothing does."""
+
+    def __init__(self, path: Path | None = None) -> None:
+        self.path = path
+        lines = path.read_text(encoding="utf-8").split("\n") if path and path.is_file() else []
+        found = [json.loads(line) for line in lines[:-1]]
+        self.known = {tuple(f["layers"]): Fit(**{**f, "layers": tuple(f["layers"])}) for f in found}
+
+    def of(self, layers: tuple[str, ...]) -> list[Fit]:
+        """The fit of these layers, if it is known."""
+        return [self.known[layers]] if layers in self.known else []
+
+    def add(self, fit: Fit) -> None:
+        """Keep a fit; it is kept before the layers are written."""
+        if self.path is not None and fit.layers not in self.known:
+            with self.path.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(asdict(fit)) + "\n")
+
+
 class Fitter:
     """Corrects a projected network on calibration inputs, without labels or gradients.
 
@@ -78,11 +107,12 @@ class Fitter:
         progress: Progress,
         cut: Cut | None = None,
         rows: int = MOST_ROWS,
+        memory: Memory | None = None,
     ):
         self.merged, self.projector, self.setting = merged, projector, projector.setting
         self.refit, self.repair, self.ridge, self.progress = refit, repair, ridge, progress
         self.calls, self.seed, self.cut, self.rows = calls, seed, cut, rows
-        self.generator = torch.Generator().manual_seed(seed)
+        self.memory = memory or Memory()
         self.steps = steps_of(merged, self.setting, refit=refit, cut=cut)
         self.walker = merged.walk(calls)
         self.parents = [network.walk(calls) for network in self.setting.parents]
@@ -122,6 +152,9 @@ class Fitter:
                     rescale(self, layer)
             for layer in step.group.layers:
                 realise_norm(self.merged, self.walker, layer)
+            self.merged.state.commit()
+            for network in (self.merged, *self.setting.parents):
+                network.state.release()
         self.found.notes += shortage(self.found.fits, self.samples)
         return self.found
 
@@ -133,15 +166,20 @@ class Fitter:
             self.found.left_out.update(dict.fromkeys(titles, why))
             return
         biased = [layer for layer in layers if layer.bias]
+        if all(state.is_final(layer.weight) for layer in layers):
+            self.found.fits += self.memory.of(titles)
+            return
         prior = read(layers, biased, state)
         target = self.targets.of(group.target, layers[0])
         folds = self._equations(group, target, bool(biased), self.rows)
         ridge = self._ridge(group, folds, prior, bool(biased))
         total = Normal.sum(folds)
         weights = total.solve(prior, ridge, bool(biased))
-        write(layers, biased, state, weights)
         before, after = total.explained(prior), total.explained(weights)
-        self.found.fits.append(Fit(titles, total.rows, prior.shape[1], before, after, ridge))
+        fit = Fit(titles, total.rows, prior.shape[1], before, after, ridge)
+        self.memory.add(fit)
+        write(layers, biased, state, weights)
+        self.found.fits.append(fit)
 
     def _equations(self, group: Group, target: Target, biased: bool, wanted: int) -> list[Normal]:
         """Normal equations of a group, one part of the batches each."""
@@ -152,13 +190,14 @@ class Fitter:
         count = len(sources[0])
         parts = folds_of(count) if self.ridge == "auto" else [range(count)]
         everything = sum(like.numel() for like in target.like)
+        generator = generator_of(self.seed, self.merged.nodes.order[layers[0].node])
         folds = []
         for part in parts:
             folds.append(Normal())
             for b in part:
                 like = target.like[b]
                 share = -(-wanted * like.numel() // everything)
-                positions = sample_positions(like.shape, spatial, share, self.generator)
+                positions = sample_positions(like.shape, spatial, share, generator)
                 rows = target.rows(positions, spatial, b)
                 if skip is not None:
                     rows = rows - pick(skip[b], positions, spatial).to(rows)

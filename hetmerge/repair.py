@@ -35,13 +35,13 @@ def rescale(fitter: Fitter, layer: Layer) -> None:
     weight = state[layer.weight]
     shape = [1] * weight.dim()
     shape[-1 if layer.transposed else 0] = -1
-    weight.mul_(factor.reshape(shape).to(weight.dtype))
+    state.put(layer.weight, weight * factor.reshape(shape).to(weight.dtype))
     if layer.bias:
         bias = state[layer.bias]
-        bias.copy_((bias.double() - mean) * factor + wanted[0])
+        state.put(layer.bias, ((bias.double() - mean) * factor + wanted[0]).to(bias))
         if layer.own_bias and layer.own_bias != layer.bias:
             own = state[layer.own_bias]
-            own.mul_(factor.to(own.dtype))
+            state.put(layer.own_bias, own * factor.to(own.dtype))
     fitter.walker.forget(layer.node)
 
 

@@ -13,7 +13,7 @@ from torch.fx import Node
 from hetmerge.alignment import Alignment
 from hetmerge.cutting import Cut
 from hetmerge.errors import PlanError
-from hetmerge.leastsquares import Normal, pick, sample_positions
+from hetmerge.leastsquares import Normal, generator_of, pick, sample_positions
 from hetmerge.network import Network
 from hetmerge.ops.operand import columns_last, constant
 from hetmerge.outline import ModuleNodes, Unit
@@ -122,9 +122,10 @@ def _fitted(fitter: Fitter, cut: Cut, parent: int, prior: Tensor) -> tuple[Tenso
     """Ridge towards the plan's read-off: the parent's features from the trunk's own."""
     normal = Normal()
     theirs = fitter.parents[parent].value(cut.own[parent].output)
+    generator = generator_of(fitter.seed, -1 - parent)
     for mine, wanted in zip(fitter.walker.value(cut.unit.output), theirs, strict=True):
         x, y = (value.movedim(cut.dim, -1) for value in (mine, wanted))
-        positions = sample_positions(x.shape, 0, MOST_ROWS // len(theirs), fitter.generator)
+        positions = sample_positions(x.shape, 0, MOST_ROWS // len(theirs), generator)
         rows = pick(x, positions, 0)[0].T
         parts = [columns_last(rows), constant(rows.new_ones(1), len(rows))]
         normal.add([parts], pick(y, positions, 0))

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from hetmerge.layers import Layer
+from hetmerge.weights import State
 
 MOST_ROWS = 60_000  # that a system is solved from
 RIDGE = 1e-2
@@ -63,7 +64,7 @@ def blocks_of(layers: Sequence[Layer]) -> int:
     return math.lcm(*(layer.groups for layer in layers))
 
 
-def read(layers: Sequence[Layer], biased: Sequence[Layer], state: dict[str, Tensor]) -> Tensor:
+def read(layers: Sequence[Layer], biased: Sequence[Layer], state: State) -> Tensor:
     """Current weights of a group as [blocks, p, r], the sum of its biases as the last row."""
     blocks = blocks_of(layers)
     parts = []
@@ -78,22 +79,20 @@ def read(layers: Sequence[Layer], biased: Sequence[Layer], state: dict[str, Tens
     return torch.cat(parts, 1)
 
 
-def write(
-    layers: Sequence[Layer], biased: Sequence[Layer], state: dict[str, Tensor], weights: Tensor
-) -> None:
+def write(layers: Sequence[Layer], biased: Sequence[Layer], state: State, weights: Tensor) -> None:
     """Put weights [blocks, p, r] where :func:`read` found them, all bias into the first."""
     start = 0
     for layer in layers:
-        target = state[layer.weight]
-        count = (target[0] if not layer.transposed else target[:, 0]).numel()
+        old = state[layer.weight]
+        count = (old[0] if not layer.transposed else old[:, 0]).numel()
         block = weights[:, start : start + count].transpose(1, 2)
         flat = block.reshape(-1, count)
-        target.copy_((flat.T if layer.transposed else flat).reshape(target.shape))
+        state.put(layer.weight, (flat.T if layer.transposed else flat).reshape(old.shape).to(old))
         start += count
     if biased:
         for layer in biased:
             for name in (layer.bias, layer.own_bias):
-                if name:
-                    state[name].zero_()
+                if name and name != biased[0].bias:
+                    state.put(name, torch.zeros_like(state[name]))
         assert biased[0].bias is not None
-        state[biased[0].bias].copy_(weights[:, -1].flatten())
+        state.put(biased[0].bias, weights[:, -1].flatten().to(state[biased[0].bias]))

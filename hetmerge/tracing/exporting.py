@@ -82,6 +82,27 @@ def export(
     return exported
 
 
+def place_on(program: ExportedProgram, device: torch.device) -> None:
+    """Make a program that was traced on the meta device create its values on `device`.
+
+    Raises:
+        TraceError: it holds a constant whose value the meta device has not kept.
+    """
+    buffers = set(program.graph_signature.inputs_to_buffers.values())
+    for name, constant in program.constants.items():
+        lost = isinstance(constant, torch.Tensor) and constant.device.type == "meta"
+        if lost and name not in buffers:
+            raise TraceError(
+                f"constant {name!r} is made in the model's own code, so its value is not known "
+                "without weights; load the model into memory and give it as a module"
+            )
+    for node in program.graph.nodes:
+        args, kwargs = pytree.tree_map(
+            lambda leaf: device if leaf == torch.device("meta") else leaf, (node.args, node.kwargs)
+        )
+        node.args, node.kwargs = args, kwargs
+
+
 def _free_sizes(model: nn.Module, args: Any, kwargs: Any) -> Any:
     sizes = torch.export.ShapesCollection()
     for leaf in pytree.tree_leaves((args, kwargs)):

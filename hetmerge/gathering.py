@@ -1,0 +1,229 @@
+"""Second moments of every space, from the parents' activations on the same inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from typing import TypeVar
+
+import torch
+from torch import Tensor
+
+from hetmerge.errors import InputError
+from hetmerge.execution import Walker
+from hetmerge.features import View, part, position_mask, take, views_of
+from hetmerge.nested import nest_of
+from hetmerge.network import Call, positions
+from hetmerge.ops.moments import Moments
+from hetmerge.progress import Progress
+from hetmerge.setting import Setting
+
+CHANCE_SAMPLES = 250  # inputs that tell what correlates by chance
+CHANCE_FEATURES = 2048  # of a parent, that tell it
+
+Nest = tuple[int, int]
+K = TypeVar("K")
+
+
+@dataclass(frozen=True)
+class Gathered:
+    """Moments of the spaces that have been seen everywhere, by index in the skeleton."""
+
+    moments: dict[int, Moments] = field(default_factory=dict)
+    nested: dict[Nest, Moments] = field(default_factory=dict)
+    chance: dict[int, Moments] = field(default_factory=dict)
+
+
+@dataclass(frozen=True)
+class _Visit:
+    """A view of a space, or of an axis that is an outer and an inner space (`nest`)."""
+
+    view: View
+    space: int
+    nest: Nest | None = None
+
+
+def gather(
+    setting: Setting, calls: Sequence[Call], progress: Progress, within: bool
+) -> Iterator[Gathered]:
+    """Moments per space, per axis that is an outer and an inner space, and by chance.
+
+    Parents in memory run one batch after the other, and all moments come in one piece. Parents on
+    disk run unit by unit over all batches, which reads every weight once and keeps the streams of
+    all batches; moments come as soon as their spaces have been seen everywhere.
+    """
+    views = _shared_views(setting)
+    nests = _nested_views(setting, views)
+    order = setting.skeleton.nodes.order
+    visits = [_Visit(view, space) for space, found in views.items() for view in found]
+    visits += [_Visit(view, nest[0], nest) for nest, found in nests.items() for view in found]
+    visits.sort(key=lambda visit: order.get(visit.view.node, -1))
+    on_disk = not setting.skeleton.in_memory
+    segments = _by_unit(setting, visits) if on_disk else [visits]
+    runs = [_walkers(setting, call) for call in calls] if on_disk else [None] * len(calls)
+    gathering = _Gathering(setting, within)
+    for number, segment in enumerate(_tracked(progress, segments, on_disk)):
+        seen = 0
+        items = list(zip(calls, runs, strict=True))
+        for call, run in items if on_disk else progress.track(items, "moments of spaces"):
+            walkers = run or _walkers(setting, call)
+            for visit in segment:
+                gathering.visit(walkers, call, visit, seen < CHANCE_SAMPLES)
+            seen += positions(call)
+        for network in setting.parents:
+            network.state.release()
+        later = {visit.space for rest in segments[number + 1 :] for visit in rest}
+        yield gathering.complete(later)
+
+
+def _tracked(
+    progress: Progress, segments: list[list[_Visit]], on_disk: bool
+) -> Iterator[list[_Visit]]:
+    return progress.track(segments, "moments of spaces") if on_disk else iter(segments)
+
+
+def _walkers(setting: Setting, call: Call) -> list[Walker]:
+    return [network.walk([call]) for network in setting.parents]
+
+
+def _by_unit(setting: Setting, visits: Sequence[_Visit]) -> list[list[_Visit]]:
+    """The visits of each unit of the skeleton, and of what is in front of it."""
+    order = setting.skeleton.nodes.order
+    ends = sorted(order[unit.output] for stage in setting.stages for unit in stage.units)
+    segments: list[list[_Visit]] = [[] for _ in range(len(ends) + 1)]
+    for visit in visits:
+        at = order.get(visit.view.node, -1)
+        segments[sum(end < at for end in ends)].append(visit)
+    return [segment for segment in segments if segment]
+
+
+class _Gathering:
+    """Moments that are being gathered."""
+
+    def __init__(self, setting: Setting, within: bool) -> None:
+        self.setting, self.within = setting, within
+        self.found = Gathered()
+        self.groups = _tied(setting)
+
+    def visit(self, walkers: Sequence[Walker], call: Call, visit: _Visit, by_chance: bool) -> None:
+        """Add what the parents' features are at one view of one batch."""
+        setting, found, space = self.setting, self.found, visit.space
+        if visit.nest:
+            if visit.nest not in found.nested:
+                inner = _widths(setting, visit.nest[1])
+                sizes = [a * b for a, b in zip(_widths(setting, space), inner, strict=True)]
+                found.nested[visit.nest] = Moments(sizes)
+            _update(setting, walkers, call, visit, found.nested[visit.nest])
+            return
+        if space not in found.moments:
+            found.moments[space] = Moments(_widths(setting, space), within=self.within)
+        _update(setting, walkers, call, visit, found.moments[space])
+        if by_chance:
+            if space not in found.chance:
+                few = [min(size, CHANCE_FEATURES) for size in _widths(setting, space)]
+                found.chance[space] = Moments(few, within=False)
+            _update(setting, walkers, call, visit, found.chance[space], shifted=True)
+
+    def complete(self, later: set[int]) -> Gathered:
+        """Hand out what belongs to no space that will be seen again, nor to one nested with it."""
+        waiting = {k for group in self.groups if group & later for k in group} | later
+        found = self.found
+        return Gathered(
+            _taken(found.moments, [k for k in found.moments if k not in waiting]),
+            _taken(found.nested, [n for n in found.nested if n[0] not in waiting]),
+            _taken(found.chance, [k for k in found.chance if k not in waiting]),
+        )
+
+
+def _taken(found: dict[K, Moments], keys: Sequence[K]) -> dict[K, Moments]:
+    """These entries, out of the table; those that saw nothing are dropped."""
+    return {key: moments for key in keys if (moments := found.pop(key)).count}
+
+
+def _tied(setting: Setting) -> list[set[int]]:
+    """Spaces that are matched together: an axis of heads and the features inside them."""
+    groups: list[set[int]] = []
+    for space in setting.skeleton.graph.spaces:
+        mine = {space.index, *space.structure}
+        apart = [group for group in groups if not group & mine]
+        groups = [*apart, mine.union(*(group for group in groups if group & mine))]
+    return groups
+
+
+def _widths(setting: Setting, space: int) -> list[int]:
+    return [setting.width(m, space) for m in setting.members(space)]
+
+
+def _nested_views(
+    setting: Setting, views: dict[int, list[View]]
+) -> dict[tuple[int, int], list[View]]:
+    """Views of whole axes that are an outer and an inner space which the same parents have."""
+    graph = setting.skeleton.graph
+    found: dict[tuple[int, int], list[View]] = {}
+    for space, seen in views.items():
+        for view in (v for v in seen if v.path):
+            whole = View(view.node, view.dim, view.path[:-1])
+            nest = nest_of(part(graph.values[view.node][view.dim], whole.path), graph.spaces)
+            if nest and nest[0] == space and setting.members(nest[0]) == setting.members(nest[1]):
+                found.setdefault(nest, []).append(whole)
+    return found
+
+
+def _shared_views(setting: Setting) -> dict[int, list[View]]:
+    """Views of every free space that at least two parents have, where all of them can be seen."""
+    shared = {}
+    for space, views in views_of(setting.skeleton).items():
+        members = setting.members(space)
+        if len(members) > 1 and setting.skeleton.graph.spaces[space].free:
+            seen = [v for v in views if all(setting.links[m].node(v.node) for m in members)]
+            if seen:
+                shared[space] = seen
+    return shared
+
+
+def _positions(features: Tensor) -> int:
+    """A space inside an axis of heads or groups is seen once per head: their number may differ."""
+    return features.numel() // features.shape[1]
+
+
+def _update(
+    setting: Setting,
+    walkers: Sequence[Walker],
+    call: Call,
+    visit: _Visit,
+    moments: Moments,
+    shifted: bool = False,
+) -> None:
+    """Add what the parents' features of a space are at one view.
+
+    Args:
+        shifted: give every parent but the first the values of other inputs of the batch.
+    """
+    view, space = visit.view, visit.space
+    features: list[Tensor] = []
+    masks: list[Tensor] = []
+    for turn, m in enumerate(setting.members(space)):
+        node = setting.links[m].node(view.node)
+        assert node is not None
+        expr = setting.parents[m].graph.values[node][view.dim]
+        value = walkers[m].value(node)[0]
+        features.append(take(value.roll(turn, 0) if shifted else value, expr, view.dim, view.path))
+        found = position_mask(call[1], value, features[-1])
+        if found is not None:
+            masks.append(found.roll(turn * len(found) // len(value)) if shifted else found)
+    if len({_positions(x) for x in features}) > 1:
+        return
+    if shifted:
+        features = [_thinned(x, size) for x, size in zip(features, moments.sizes, strict=True)]
+    mask = torch.stack(masks).all(0) if masks else None
+    try:
+        moments.update(*features, mask=mask)
+    except InputError as error:
+        name = setting.skeleton.graph.spaces[space].name
+        raise InputError(f"activations of space {name!r} (at {view.node}): {error}") from error
+
+
+def _thinned(features: Tensor, count: int) -> Tensor:
+    """So many of the features, spread evenly."""
+    size = features.shape[1]
+    return features if size == count else features[:, torch.linspace(0, size - 1, count).long()]

@@ -1,0 +1,144 @@
+"""A Hugging Face checkpoint as a parent: its shapes now, its tensors when they are needed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmerge.errors import CheckpointError
+from hetmerge.shards import Stored, stored_tensors
+from hetmerge.weights import OnDisk
+
+_OLD_NAMES = {".weight": ".gamma", ".bias": ".beta"}  # of norms, in checkpoints before 2020
+
+
+@dataclass(frozen=True, eq=False)
+class Checkpoint:
+    """A parent whose weights stay on disk; give it wherever a parent's module may be given.
+
+    Attributes:
+        folder: where it lies.
+        module: a module of its class whose parameters are on the meta device.
+        state: its tensors, read one by one.
+    """
+
+    folder: Path
+    module: nn.Module = field(repr=False)
+    state: OnDisk = field(repr=False)
+
+
+def open_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
+    """Open a Hugging Face directory; headers and configuration are read, no weights.
+
+    Args:
+        folder: with config.json and .safetensors files.
+        dtype: what the weights are computed in, whatever they are stored in.
+
+    Raises:
+        CheckpointError: as :func:`hetmerge.shards.stored_tensors`; an unknown class; a tensor that
+            the model needs is missing or has another shape.
+    """
+    folder = Path(folder)
+    stored = stored_tensors(folder)
+    module = empty(*class_of(folder))
+    buffers = {n: _as(t, dtype) for n, t in module.named_buffers() if n not in stored}
+    kept = set(module.state_dict())
+    buffers |= {n: _as(t, dtype) for n, t in module.named_buffers() if n not in kept}
+    places = _places(folder, module, stored, set(buffers))
+    return Checkpoint(folder, module, OnDisk(places, buffers, dtype, str(folder)))
+
+
+def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Computed buffers keep a precision above the weights'."""
+    wide = tensor.is_floating_point() and dtype == torch.float64
+    return tensor.to(dtype) if wide else tensor
+
+
+def class_of(folder: Path) -> tuple[type[nn.Module], Any]:
+    """The class that a checkpoint's configuration names, and the configuration.
+
+    Raises:
+        CheckpointError: transformers is missing, or does not know the class.
+    """
+    try:
+        import transformers
+    except ImportError as error:
+        raise CheckpointError(f"{folder}: needs transformers; install hetmerge[hf]") from error
+    path = folder / "config.json"
+    try:
+        names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
+    except (OSError, ValueError, AttributeError) as error:
+        raise CheckpointError(f"{path}: cannot be read as a configuration ({error})") from error
+    kind = getattr(transformers, names[0], None) if names else None
+    if kind is None:
+        raise CheckpointError(f"{path}: architectures is {names}; allowed: a class of transformers")
+    return kind, kind.config_class.from_pretrained(folder, local_files_only=True)
+
+
+def empty(kind: type[nn.Module], config: Any) -> nn.Module:
+    """A model of this class in eval mode: parameters on the meta device, buffers as computed."""
+    with torch.random.fork_rng(devices=[]), _parameters_on_meta():
+        return kind(config).eval().requires_grad_(False)
+
+
+@contextmanager
+def _parameters_on_meta() -> Iterator[None]:
+    """Every parameter loses its memory, which no one has touched, as its module takes it."""
+    register = nn.Module.register_parameter
+
+    def without_memory(self: nn.Module, name: str, param: nn.Parameter | None) -> None:
+        if param is not None and param.device.type != "meta":
+            param = nn.Parameter(param.detach().to("meta"), param.requires_grad)
+        register(self, name, param)
+
+    nn.Module.register_parameter = without_memory  # type: ignore[method-assign]
+    try:
+        yield
+    finally:
+        nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+def _places(
+    folder: Path, module: nn.Module, stored: Mapping[str, Stored], computed: set[str]
+) -> dict[str, Stored]:
+    """Where each tensor of the module lies; tied ones share a place."""
+    prefix = f"{getattr(module, 'base_model_prefix', '')}."
+    found: dict[str, Stored] = {}
+    owners: dict[int, Stored] = {}
+    lost: list[tuple[str, Tensor]] = []
+    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
+    for name, tensor in tensors:
+        if name in computed:
+            continue
+        place = _place(name, prefix, stored)
+        if place is None:
+            lost.append((name, tensor))
+            continue
+        if place.shape != tuple(tensor.shape):
+            raise CheckpointError(
+                f"{folder}: tensor {name!r} is {list(place.shape)}, config.json needs "
+                f"{list(tensor.shape)}"
+            )
+        found[name] = owners[id(tensor)] = place
+    for name, tensor in lost:
+        if id(tensor) not in owners:
+            raise CheckpointError(
+                f"{folder}: tensor {name!r} is missing (the checkpoint has {len(stored)} tensors, "
+                f"such as {next(iter(stored), None)!r})"
+            )
+        found[name] = owners[id(tensor)]
+    return found
+
+
+def _place(name: str, prefix: str, stored: Mapping[str, Stored]) -> Stored | None:
+    names = [name, name.removeprefix(prefix), prefix + name]
+    for new, old in _OLD_NAMES.items():
+        names += [n.removesuffix(new) + old for n in names[:3] if n.endswith(new)]
+    return next((stored[n] for n in names if n in stored), None)

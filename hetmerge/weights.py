@@ -1,0 +1,165 @@
+"""Tensors of a network by name: held by its module, or read from a checkpoint when asked for."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from collections.abc import Iterable, Iterator, Mapping
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from hetmerge.errors import CheckpointError, InputError
+from hetmerge.shards import Stored
+
+KEPT = 1 << 28  # bytes of a tensor above which it is read again rather than kept
+
+
+class State(Mapping[str, Tensor]):
+    """Parameters and buffers by name, tied ones under each of their names."""
+
+    @abstractmethod
+    def put(self, name: str, tensor: Tensor) -> None:
+        """Give a tensor other values, under all of its names."""
+
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        """The rows `index` [...] of a tensor, [..., columns]."""
+        return self[name][index]
+
+    def release(self) -> None:
+        """Forget what can be read again."""
+
+    def commit(self) -> None:
+        """What was put since the last commit belongs together and is complete."""
+
+    def is_final(self, name: str) -> bool:
+        """The tensor is as the merge will leave it, from an earlier run that was stopped."""
+        return False
+
+
+class Resident(State):
+    """The tensors of a module in memory."""
+
+    def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
+        self._tensors = dict(tensors)
+
+    def __getitem__(self, name: str) -> Tensor:
+        return self._tensors[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._tensors)
+
+    def __len__(self) -> int:
+        return len(self._tensors)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        self._tensors[name].copy_(tensor)
+
+
+class OnDisk(State):
+    """The tensors of a checkpoint, read one by one; what was read lasts until `release`.
+
+    Args:
+        stored: name -> where it lies; several names may share one place.
+        buffers: tensors that are computed and not stored.
+        dtype: of floating-point tensors.
+        label: the checkpoint's name in messages.
+    """
+
+    def __init__(
+        self,
+        stored: Mapping[str, Stored],
+        buffers: Mapping[str, Tensor],
+        dtype: torch.dtype,
+        label: str,
+    ) -> None:
+        self.stored, self.dtype, self.label = dict(stored), dtype, label
+        self._own = dict(buffers)
+        self._kept: dict[Stored, Tensor] = {}
+        self._sound: set[Stored] = set()
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name in self._own:
+            return self._own[name]
+        place = self.stored[name]
+        if place in self._kept:
+            return self._kept[place]
+        tensor = self._checked(name, self._cast(read(place)))
+        if tensor.numel() * tensor.element_size() <= KEPT:
+            self._kept[place] = tensor
+        return tensor
+
+    def __iter__(self) -> Iterator[str]:
+        return iter({**self.stored, **self._own})
+
+    def __len__(self) -> int:
+        return len({**self.stored, **self._own})
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        place = self.stored.get(name)
+        names = [n for n, found in self.stored.items() if found == place] if place else [name]
+        self._own.update(dict.fromkeys(names, tensor))
+
+    def rows(self, name: str, index: Tensor) -> Tensor:
+        if name in self._own or index.numel() == 0:
+            return self[name][index]
+        wanted, where = index.unique(return_inverse=True)
+        found = self._cast(read(self.stored[name], wanted))
+        return _finite(found, self.label, name)[where]
+
+    def release(self) -> None:
+        self._kept.clear()
+
+    def _cast(self, tensor: Tensor) -> Tensor:
+        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+
+    def _checked(self, name: str, tensor: Tensor) -> Tensor:
+        place = self.stored[name]
+        if place not in self._sound:
+            _finite(tensor, self.label, name)
+            self._sound.add(place)
+        return tensor
+
+
+def _finite(tensor: Tensor, label: str, name: str) -> Tensor:
+    if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+        raise InputError(f"{label}: tensor {name!r} holds NaN or infinity; weights must be finite")
+    return tensor
+
+
+def read(place: Stored, rows: Tensor | slice | None = None) -> Tensor:
+    """A stored tensor, or some of its rows: an increasing int64 index [n], or a slice of step 1.
+
+    Read, not mapped: what is mapped counts as memory of this process for as long as it is.
+
+    Raises:
+        CheckpointError: the file cannot be read, or has become shorter than it was.
+    """
+    shape, offset = list(place.shape), place.start
+    width = (place.stop - place.start) // max(shape[0], 1) if shape else 0
+    if isinstance(rows, slice):
+        start, stop, _ = rows.indices(shape[0])
+        shape[0], offset = max(stop - start, 0), offset + start * width
+    count = torch.Size(shape).numel() * place.dtype.itemsize
+    try:
+        if isinstance(rows, Tensor):
+            shape[0], raw = len(rows), _picked(place, rows, width)
+        else:
+            raw = np.fromfile(place.path, np.uint8, count, offset=offset)
+    except OSError as error:
+        reason = error.strerror or str(error)
+        raise CheckpointError(f"{place.path}: cannot be read ({reason})") from error
+    if not isinstance(rows, Tensor) and raw.nbytes != count:
+        raise CheckpointError(f"{place.path}: became shorter while it was read")
+    return torch.from_numpy(raw).view(place.dtype).reshape(shape)
+
+
+def _picked(place: Stored, rows: Tensor, width: int) -> np.ndarray:
+    """Bytes of single rows, [rows * width]."""
+    raw = np.empty((len(rows), width), np.uint8)
+    with place.path.open("rb") as file:
+        for i, row in enumerate(rows.tolist()):
+            file.seek(place.start + row * width)
+            if file.readinto(memoryview(raw[i])) != width:
+                raise CheckpointError(f"{place.path}: became shorter while it was read")
+    return raw.reshape(-1)
