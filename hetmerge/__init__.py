@@ -25,6 +25,9 @@ if TYPE_CHECKING:
     from hetmerge.calibration import calibrate as calibrate
     from hetmerge.checkpoints import load as load
     from hetmerge.checkpoints import save as save
+    from hetmerge.folder_merge import merge_to as merge_to
+    from hetmerge.lazy import Checkpoint as Checkpoint
+    from hetmerge.lazy import open_checkpoint as open_checkpoint
     from hetmerge.merging import merge as merge
     from hetmerge.ops import Moments as Moments
     from hetmerge.partial import PartialModel as PartialModel
@@ -37,6 +40,7 @@ __version__ = "0.1.0"
 
 _HOMES = {
     "AlignmentPlan": "hetmerge.planning",
+    "Checkpoint": "hetmerge.lazy",
     "MergeResult": "hetmerge.applying",
     "Moments": "hetmerge.ops",
     "PartialModel": "hetmerge.partial",
@@ -46,6 +50,8 @@ _HOMES = {
     "calibrate": "hetmerge.calibration",
     "load": "hetmerge.checkpoints",
     "merge": "hetmerge.merging",
+    "merge_to": "hetmerge.folder_merge",
+    "open_checkpoint": "hetmerge.lazy",
     "plan": "hetmerge.planning",
     "save": "hetmerge.checkpoints",
     "trace": "hetmerge.tracing",

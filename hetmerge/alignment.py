@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from hetmerge.correspondence import Slots
 from hetmerge.errors import AlignmentError, InputError
 from hetmerge.features import position_mask
-from hetmerge.network import Call, Network, positions, samples
+from hetmerge.network import Call, Network, positions, release, samples
 from hetmerge.ops.segments import align_depth, fixed_depth
 from hetmerge.ops.similarity import CKA
 from hetmerge.outline import (
@@ -213,10 +213,12 @@ def _enough(batches: Sequence[Call]) -> Sequence[Call]:
 def _outputs(network: Network, stages: Sequence[Stage], call: Call) -> list[list[Tensor]]:
     """Per stage, per unit, what CKA sees of its output."""
     walker = network.walk([call])
-    found = []
+    found: list[list[Tensor]] = []
     for stage in stages:
-        found.append([_samples(walker.value(unit.output)[0], call) for unit in stage.units])
-        network.state.release()
+        found.append([])
+        for unit in stage.units:
+            found[-1].append(_samples(walker.value(unit.output)[0], call))
+            release([network])
     return found
 
 

@@ -7,6 +7,7 @@ from collections.abc import Iterator, Mapping
 import torch
 from torch import Tensor
 
+from hetmerge.network import release
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
 from hetmerge.shard_writer import ShardWriter
@@ -111,8 +112,7 @@ class Draft(State):
         """Finish every tensor and the index."""
         for owner in progress.track(list(self.writer.like), "writing"):
             self.settle(owner)
-            for network in self.projector.setting.parents:
-                network.state.release()
+            release(self.projector.setting.parents)
         self.writer.close()
 
     def _wide(self, tensor: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from hetmerge.errors import InputError
 from hetmerge.execution import Walker
 from hetmerge.features import View, part, position_mask, take, views_of
 from hetmerge.nested import nest_of
-from hetmerge.network import Call, positions
+from hetmerge.network import Call, positions, release
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting
@@ -70,8 +70,7 @@ def gather(
             for visit in segment:
                 gathering.visit(walkers, call, visit, seen < CHANCE_SAMPLES)
             seen += positions(call)
-        for network in setting.parents:
-            network.state.release()
+        release(setting.parents)
         later = {visit.space for rest in segments[number + 1 :] for visit in rest}
         yield gathering.complete(later)
 

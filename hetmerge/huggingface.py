@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -17,6 +17,7 @@ from hetmerge.resizing import set_tensors
 from hetmerge.setting import Setting
 from hetmerge.tracing import export
 from hetmerge.tracing.expr import Leaf, Product
+from hetmerge.weights import tensors_of
 
 _TRIALS = 128
 
@@ -49,25 +50,47 @@ def merged_config(setting: Setting, widths: Mapping[int, int]) -> Config:
         PlanError: no configuration of the family has these shapes.
     """
     base: Any = setting.skeleton.model
-    values = _values(base.config)
+    values, sizes = _values(base.config), _sizes(setting, widths)
+    fields, wanted = _fields(setting, widths), merged_shapes(setting, widths)
+    for choice in itertools.islice(_choices(fields), _TRIALS):
+        if not _holds(base, choice, wanted):
+            continue
+        least = _fewest(choice, values, lambda fewer: _holds(base, fewer, wanted))
+        if _computes(setting, widths, least):
+            return _config(base, least)
+        if _computes(setting, widths, choice):
+            return _config(base, _fewest(choice, values, lambda x: _computes(setting, widths, x)))
+    raise PlanError(_refusal(type(base).__name__, setting, sizes))
+
+
+def is_likely(setting: Setting, widths: Mapping[int, int]) -> bool:
+    """The likeliest configurations of these sizes have the merged tensors; quickly told."""
+    base: Any = setting.skeleton.model
+    fields, wanted = _fields(setting, widths), merged_shapes(setting, widths)
+    return any(_holds(base, choice, wanted) for choice in itertools.islice(_choices(fields), 4))
+
+
+def _fields(setting: Setting, widths: Mapping[int, int]) -> dict[str, list[Any]]:
+    """Fields of the configuration that may change -> their values, likeliest first."""
+    values = _values(setting.skeleton.model.config)
     configs = [_values(_source(parent.model)) for parent in setting.parents]
     sizes = _sizes(setting, widths)
     fields = {
         name: _candidates(value, [config.get(name) for config in configs], sizes)
         for name, value in values.items()
     }
-    fields = {name: found for name, found in fields.items() if found != [values[name]]}
-    wanted = merged_shapes(setting, widths)
-    for choice in itertools.islice(_choices(fields), _TRIALS):
-        if _fits(setting, widths, choice, wanted):
-            break
-    else:
-        raise PlanError(_refusal(type(base).__name__, setting, sizes))
+    return {name: found for name, found in fields.items() if found != [values[name]]}
+
+
+def _fewest(
+    choice: dict[str, Any], values: Mapping[str, Any], fine: Callable[[dict[str, Any]], bool]
+) -> dict[str, Any]:
+    """The changes that are needed: every other one is taken back."""
     for name in list(choice):
         fewer = {k: v for k, v in choice.items() if k != name}
-        if choice[name] == values[name] or _fits(setting, widths, fewer, wanted):
+        if choice[name] == values[name] or fine(fewer):
             choice = fewer
-    return _config(base, choice)
+    return choice
 
 
 def merged_shapes(setting: Setting, widths: Mapping[int, int]) -> dict[str, tuple[int, ...]]:
@@ -85,8 +108,12 @@ def _source(model: nn.Module) -> Config:
 
 
 def _values(config: Config) -> dict[str, Any]:
-    """The whole numbers of a configuration, and its lists of them, by field."""
-    return {name: v for name, v in config.to_dict().items() if _whole(v) or _whole_list(v)}
+    """The whole numbers of a configuration, and its lists of them, by field; no names of tokens."""
+    return {
+        name: value
+        for name, value in config.to_dict().items()
+        if (_whole(value) or _whole_list(value)) and not name.endswith("token_id")
+    }
 
 
 def _whole(value: Any) -> bool:
@@ -163,23 +190,27 @@ def _choices(fields: Mapping[str, Sequence[Any]]) -> Iterator[dict[str, Any]]:
                 yield {**first, **dict(zip(changed, values, strict=True))}
 
 
-def _fits(
-    setting: Setting,
-    widths: Mapping[int, int],
-    choice: Mapping[str, Any],
-    wanted: Mapping[str, tuple[int, ...]],
-) -> bool:
-    """A model of this configuration has the merged tensors, and computes values of merged sizes."""
+def _holds(base: Any, choice: Mapping[str, Any], wanted: Mapping[str, tuple[int, ...]]) -> bool:
+    """A model of this configuration has the merged tensors."""
+    try:
+        with torch.device("meta"):
+            model = type(base)(_config(base, choice))
+    except Exception:  # whatever a family's own code raises for sizes it does not allow
+        return False
+    shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model)}
+    return all(shapes.get(name) == shape for name, shape in wanted.items())
+
+
+def _computes(setting: Setting, widths: Mapping[int, int], choice: Mapping[str, Any]) -> bool:
+    """A model of this configuration computes values of the merged sizes."""
     base: Any = setting.skeleton.model
+    if not _holds(base, choice, merged_shapes(setting, widths)):
+        return False
     try:
         with torch.device("meta"):
             model = type(base)(_config(base, choice)).eval()
-        shapes = {n: tuple(t.shape) for n, t in model.named_parameters(remove_duplicate=False)}
-        shapes |= {n: tuple(t.shape) for n, t in model.named_buffers(remove_duplicate=False)}
-        if any(shapes.get(name) != shape for name, shape in wanted.items()):
-            return False
         program = export(model, *setting.call)
-    except Exception:  # whatever a family's own code raises for sizes it does not allow
+    except Exception:  # as above
         return False
     nodes = {node.name: node for node in program.graph.nodes}
     return all(

@@ -14,9 +14,7 @@ from torch import Tensor, nn
 
 from hetmerge.errors import CheckpointError
 from hetmerge.shards import Stored, stored_tensors
-from hetmerge.weights import OnDisk
-
-_OLD_NAMES = {".weight": ".gamma", ".bias": ".beta"}  # of norms, in checkpoints before 2020
+from hetmerge.weights import OnDisk, tensors_of
 
 
 @dataclass(frozen=True, eq=False)
@@ -109,15 +107,14 @@ def _places(
     folder: Path, module: nn.Module, stored: Mapping[str, Stored], computed: set[str]
 ) -> dict[str, Stored]:
     """Where each tensor of the module lies; tied ones share a place."""
-    prefix = f"{getattr(module, 'base_model_prefix', '')}."
+    known = _renamed(folder, module, stored)
     found: dict[str, Stored] = {}
     owners: dict[int, Stored] = {}
     lost: list[tuple[str, Tensor]] = []
-    tensors = [*module.named_parameters(remove_duplicate=False), *module.named_buffers()]
-    for name, tensor in tensors:
+    for name, tensor in tensors_of(module):
         if name in computed:
             continue
-        place = _place(name, prefix, stored)
+        place = known.get(name)
         if place is None:
             lost.append((name, tensor))
             continue
@@ -137,8 +134,27 @@ def _places(
     return found
 
 
-def _place(name: str, prefix: str, stored: Mapping[str, Stored]) -> Stored | None:
-    names = [name, name.removeprefix(prefix), prefix + name]
-    for new, old in _OLD_NAMES.items():
-        names += [n.removesuffix(new) + old for n in names[:3] if n.endswith(new)]
-    return next((stored[n] for n in names if n in stored), None)
+def _renamed(folder: Path, module: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
+    """The stored tensors under the names that this version of transformers gives them."""
+    try:
+        from transformers.conversion_mapping import get_model_conversion_mapping
+        from transformers.core_model_loading import WeightRenaming, rename_source_key
+    except ImportError:  # before transformers 5 names were what they are
+        return dict(stored)
+    known = module.state_dict()
+    steps = get_model_conversion_mapping(module)
+    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
+    converters: list[Any] = [step for step in steps if not isinstance(step, WeightRenaming)]
+    found = {}
+    for name, place in stored.items():
+        new, pattern = rename_source_key(
+            name, renamings, converters, module.base_model_prefix, known
+        )
+        if pattern is not None and name not in known:
+            raise CheckpointError(
+                f"{folder}: tensor {name!r} is in a layout that transformers converts when it "
+                "loads; load the model once with transformers and write it with save_pretrained("
+                "folder, save_original_format=False)"
+            )
+        found[name if name in known else new] = place
+    return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -14,11 +14,12 @@ from hetmerge.errors import InputError, TraceError
 from hetmerge.execution import Walker, flat_inputs
 from hetmerge.layers import Layer, find_layers
 from hetmerge.lazy import Checkpoint
+from hetmerge.memory import trim
 from hetmerge.outline import ModuleNodes
 from hetmerge.shortcuts import expose_shortcuts
 from hetmerge.tracing import export, trace
 from hetmerge.tracing.exporting import place_on
-from hetmerge.weights import Resident, State
+from hetmerge.weights import Resident, State, tensors_of
 
 Call = tuple[tuple[Any, ...], dict[str, Any]]
 _BatchNorm = nn.modules.batchnorm._BatchNorm
@@ -113,6 +114,16 @@ class Network:
         return next((layer for layer in self.layers if layer.weight == weight), None)
 
 
+def release(networks: Iterable[Network]) -> None:
+    """Forget the weights that can be read again."""
+    freed = False
+    for network in networks:
+        network.state.release()
+        freed = freed or not network.in_memory
+    if freed:
+        trim()
+
+
 def as_call(batch: Any) -> Call:
     """A batch as (args, kwargs): a tensor, a tuple or list of them, or a mapping of names."""
     if isinstance(batch, Tensor):
@@ -138,12 +149,6 @@ def positions(call: Call) -> int:
     first = next((v for v in (*call[0], *call[1].values()) if isinstance(v, Tensor)), None)
     tokens = first is not None and first.dim() == 2 and not first.is_floating_point()
     return first.numel() if tokens and first is not None else samples(call)
-
-
-def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
-    """Every parameter and buffer with its name, tied ones under each of their names."""
-    yield from model.named_parameters(remove_duplicate=False)
-    yield from model.named_buffers(remove_duplicate=False)
 
 
 def state_of(model: nn.Module) -> State:

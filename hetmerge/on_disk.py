@@ -14,12 +14,12 @@ from hetmerge.draft import Draft
 from hetmerge.errors import PlanError
 from hetmerge.huggingface import merged_config
 from hetmerge.lazy import empty
-from hetmerge.network import Network, tensors_of
+from hetmerge.network import Network
 from hetmerge.projection import Projector
 from hetmerge.realising import Realised, check_same_program
 from hetmerge.setting import Setting
 from hetmerge.shard_writer import ShardWriter
-from hetmerge.weights import OnDisk
+from hetmerge.weights import OnDisk, tensors_of
 
 SHARD = 5_000_000_000  # bytes
 

@@ -17,6 +17,7 @@ from hetmerge.choosing import choose
 from hetmerge.cutting import find_cut
 from hetmerge.dial import match_within
 from hetmerge.errors import InputError, PlanError
+from hetmerge.family_sizes import fit_family
 from hetmerge.fingerprint import call_from, call_spec, fingerprint
 from hetmerge.gathering import gather
 from hetmerge.lazy import Checkpoint
@@ -227,6 +228,7 @@ def plan_statistics(
         else:
             matching = match_within(statistics, chosen)
     find_cut(setting, chosen.stop_at)
+    partitions, more = fit_family(setting, matching.partitions)
     spaces = setting.skeleton.graph.spaces
     found = AlignmentPlan(
         options=chosen,
@@ -245,14 +247,14 @@ def plan_statistics(
                 p.readoff,
                 matching.agreements.get(k),
             )
-            for k, p in matching.partitions.items()
+            for k, p in partitions.items()
         ],
-        notes=(*_passage_notes(setting), *matching.notes),
+        notes=(*_passage_notes(setting), *matching.notes, *more),
         blocks=list(blocks) if blocks is not None else None,
         samples=statistics.samples,
         trials=trials,
     )
-    return found, statistics, matching.partitions
+    return found, statistics, partitions
 
 
 def _on_disk(options: Options) -> Options:

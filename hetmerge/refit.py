@@ -20,7 +20,7 @@ from hetmerge.leastsquares import (
     pick,
     sample_positions,
 )
-from hetmerge.network import Call, Network, samples
+from hetmerge.network import Call, Network, release, samples
 from hetmerge.ops.operand import constant
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
@@ -153,8 +153,7 @@ class Fitter:
             for layer in step.group.layers:
                 realise_norm(self.merged, self.walker, layer)
             self.merged.state.commit()
-            for network in (self.merged, *self.setting.parents):
-                network.state.release()
+            release([self.merged, *self.setting.parents])
         self.found.notes += shortage(self.found.fits, self.samples)
         return self.found
 

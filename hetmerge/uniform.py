@@ -29,7 +29,7 @@ def even_out(
         heard = [k for k in members if any(weights[m] > 0 for m in found[k].labels)]
         width = max(found[k].width for k in heard or members)
         for k in members:
-            found[k] = _widen(found[k], width)
+            found[k] = widen(found[k], width)
     return found
 
 
@@ -51,7 +51,7 @@ def alike(setting: Setting, spaces: Collection[int]) -> list[list[int]]:
     return list(groups.values())
 
 
-def _widen(partition: Partition, width: int) -> Partition:
+def widen(partition: Partition, width: int) -> Partition:
     """The same map into more features; where there are too many, they share."""
     labels = {
         m: torch.where(found < 0, found, found % width) for m, found in partition.labels.items()

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator, Mapping
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from hetmerge.errors import CheckpointError, InputError
 from hetmerge.shards import Stored
@@ -119,6 +119,12 @@ class OnDisk(State):
             _finite(tensor, self.label, name)
             self._sound.add(place)
         return tensor
+
+
+def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
+    """Every parameter and buffer with its name, tied ones under each of their names."""
+    yield from model.named_parameters(remove_duplicate=False)
+    yield from model.named_buffers(remove_duplicate=False)
 
 
 def _finite(tensor: Tensor, label: str, name: str) -> Tensor:

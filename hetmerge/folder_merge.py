@@ -1,0 +1,162 @@
+"""Merge checkpoints into a folder, going on where an earlier run stopped."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetmerge.applying import FITS, MergeResult, Prepared, prepare
+from hetmerge.calibration import as_calls
+from hetmerge.errors import CheckpointError
+from hetmerge.files import check_new, new_directory, replace_file
+from hetmerge.lazy import Checkpoint, open_checkpoint
+from hetmerge.network import Call
+from hetmerge.on_disk import SHARD, Place
+from hetmerge.options import Options
+from hetmerge.page import render
+from hetmerge.planning import AlignmentPlan, plan_statistics, setting_of
+from hetmerge.progress import Progress
+
+RUN, PLAN = "run.json", "plan"
+
+
+def merge_to(
+    out: str | Path,
+    parents: Sequence[str | Path | Checkpoint],
+    batches: Iterable[Any],
+    *,
+    dtype: torch.dtype = torch.float32,
+    out_dtype: torch.dtype | None = None,
+    shard_bytes: int = SHARD,
+    prepared: Callable[[AlignmentPlan, Prepared], None] | None = None,
+    finished: Callable[[Path, MergeResult], None] | None = None,
+    progress: bool | None = None,
+    **options: Any,
+) -> MergeResult:
+    """Merge Hugging Face checkpoints of any size into a new folder, in bounded memory.
+
+    Weights are read one by one and written as they become final, into a folder beside `out` that
+    takes its name at the end. After a stop, the same call goes on from the finished layers, and the
+    bytes are those of a call that was not stopped.
+
+    Args:
+        out: folder to write; must not exist.
+        parents: directories, or what :func:`hetmerge.open_checkpoint` returns.
+        batches: calibration inputs, dicts of keyword arguments such as input_ids [batch, tokens].
+        dtype: what is computed in.
+        out_dtype: what is written; None: the type that the base parent is stored in.
+        shard_bytes: of a file, at most.
+        prepared: called with the plan, and what applying it costs, before it is applied.
+        finished: called with the folder, still under its other name, to add files.
+        progress: show bars on standard error; None: only on a terminal.
+        **options: see :class:`hetmerge.options.Options`; `budget` and `stop_at` need modules.
+
+    Returns:
+        The result; its model has its parameters on the meta device, load it from `out`.
+
+    Raises:
+        CheckpointError: `out` exists, a checkpoint is damaged, the disk is too small or fills up.
+        InputError: an option or batch does not fit.
+    """
+    out = Path(out)
+    check_new(out)
+    models = [p if isinstance(p, Checkpoint) else open_checkpoint(p, dtype) for p in parents]
+    chosen = Options.make(options)
+    calls = as_calls(models, batches, chosen.depth)
+    identity = _identity(models, calls, chosen, (dtype, out_dtype, shard_bytes))
+    with _unfinished(out, identity) as work:
+        plan, setting, partitions = _plan(work, models, calls, chosen, progress)
+        ready = prepare(plan, setting, partitions, calls, Place(work, out_dtype, shard_bytes))
+        if prepared:
+            prepared(plan, ready)
+        result = ready.run(Progress(progress))
+        model: Any = result.model
+        model.config.save_pretrained(work)
+        if getattr(model, "generation_config", None) is not None:
+            model.generation_config.save_pretrained(work)
+        if finished:
+            finished(work, result)
+        text = json.dumps(result.report.to_dict(), indent=1)
+        (work / "report.json").write_text(text + "\n", encoding="utf-8")
+        (work / "report.html").write_text(render(result.report, plan), encoding="utf-8")
+        for name in (RUN, FITS):
+            (work / name).unlink(missing_ok=True)
+        check_new(out)
+        work.rename(out)
+    return result
+
+
+def unfinished(out: Path) -> Path:
+    """The folder that a merge to `out` fills."""
+    return out.absolute().parent / f".{out.name}.unfinished"
+
+
+@contextmanager
+def _unfinished(out: Path, identity: str) -> Iterator[Path]:
+    """The folder; it stays after a stop, but not when there is nothing yet to go on from."""
+    work = unfinished(out)
+    try:
+        if work.exists():
+            found = work / RUN
+            if not found.is_file() or json.loads(found.read_text())["identity"] != identity:
+                raise CheckpointError(
+                    f"{work}: belongs to a merge with other parents, inputs or options; remove it "
+                    "to start anew"
+                )
+        else:
+            work.mkdir(parents=True)
+            replace_file(work / RUN, json.dumps({"identity": identity}).encode())
+        yield work
+    except OSError as error:
+        raise CheckpointError(f"{work}: cannot be written ({error.strerror or error})") from error
+    finally:
+        if (work / RUN).is_file() and not (work / PLAN).exists():
+            shutil.rmtree(work, ignore_errors=True)
+
+
+def _plan(
+    work: Path,
+    models: Sequence[Checkpoint],
+    calls: Sequence[Call],
+    options: Options,
+    progress: bool | None,
+) -> tuple[AlignmentPlan, Any, Any]:
+    if (work / PLAN).is_dir():
+        plan = AlignmentPlan.load(work / PLAN)
+        return (plan, *setting_of(plan, models))
+    batches = [kwargs or args for args, kwargs in calls]
+    plan, statistics, partitions = plan_statistics(
+        models, batches, progress=progress, **options.to_dict()
+    )
+    with new_directory(work / PLAN) as draft:
+        plan.save(draft)
+    return plan, statistics.setting, partitions
+
+
+def _identity(
+    models: Sequence[Checkpoint], calls: Sequence[Call], options: Options, kinds: tuple[Any, ...]
+) -> str:
+    """A digest of everything that decides what is written."""
+    digest = hashlib.sha256(repr(kinds).encode())
+    digest.update(json.dumps(options.to_dict(), sort_keys=True).encode())
+    for model in models:
+        digest.update((model.folder / "config.json").read_bytes())
+        for name, place in sorted(model.state.stored.items()):
+            known = place.path.stat()
+            parts = (name, place.shape, place.dtype, place.start, known.st_size, known.st_mtime_ns)
+            digest.update(repr(parts).encode())
+    for args, kwargs in calls:
+        for key, value in (*enumerate(args), *sorted(kwargs.items())):
+            digest.update(str(key).encode())
+            whole = value.contiguous().reshape(-1) if isinstance(value, Tensor) else None
+            data = repr(value).encode() if whole is None else whole.view(torch.uint8).numpy().data
+            digest.update(data)
+    return digest.hexdigest()

@@ -1,0 +1,201 @@
+"""Merges of checkpoints: the same as in memory, in shards, within bounds, with clear errors."""
+
+import json
+import shutil
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+
+import hetmerge as hm
+from hetmerge import weights
+from hetmerge.folder_merge import unfinished
+
+tf = pytest.importorskip("transformers")
+
+
+def state_in(folder: Path) -> dict[str, torch.Tensor]:
+    files = sorted(folder.glob("*.safetensors"))
+    return {name: t for file in files for name, t in load_file(file).items()}
+
+
+def changed(folder: Path, name: str, change) -> None:
+    """Rewrite a checkpoint with one tensor changed, or without it."""
+    file = folder / "model.safetensors"
+    tensors = load_file(file)
+    found = change(tensors.pop(name))
+    save_file({**tensors, **({name: found} if found is not None else {})}, file, {"format": "pt"})
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"match": "zip"}),
+        ("gpt2", {"match": "permute"}),
+        ("bert", {"match": "zip"}),
+        ("vit", {"match": "select", "importance": "weights"}),
+    ],
+)
+def test_on_disk_as_in_memory(parents, tmp_path, family, options):
+    models, folders, batches = parents(family)
+    wanted = hm.merge(models, batches, progress=False, **options)
+    out = tmp_path / "out"
+    result = hm.merge_to(out, folders, batches, progress=False, **options)
+    model = type(models[0]).from_pretrained(out).eval()
+    with torch.no_grad():
+        for batch in batches:
+            assert torch.equal(model(**batch).logits, wanted.model(**batch).logits)
+    assert [fit["after"] for fit in result.report.fits] == pytest.approx(
+        [fit["after"] for fit in wanted.report.fits], abs=0
+    )
+    assert result.report.merged_parameters == wanted.report.merged_parameters
+    assert json.loads((out / "report.json").read_text())["fits"]
+    assert not list(tmp_path.glob(".out*"))
+
+
+def test_shards_hold_what_one_file_holds(parents, tmp_path):
+    _, folders, batches = parents("llama")
+    options = {"progress": False, "refit": False, "match": "permute"}
+    hm.merge_to(tmp_path / "one", folders, batches, **options)
+    hm.merge_to(tmp_path / "many", folders, batches, shard_bytes=20_000, **options)
+    whole, parts = state_in(tmp_path / "one"), state_in(tmp_path / "many")
+    assert whole.keys() == parts.keys()
+    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    files = sorted(file.name for file in (tmp_path / "many").glob("model-*"))
+    assert len(files) > 2
+    assert files[0] == f"model-00001-of-{len(files):05d}.safetensors"
+    index = json.loads((tmp_path / "many" / "model.safetensors.index.json").read_text())
+    assert set(index["weight_map"].values()) == set(files)
+    assert index["metadata"]["total_size"] == sum(4 * t.numel() for t in parts.values())
+    with safe_open(tmp_path / "many" / files[0], "pt") as file:
+        assert file.metadata() == {"format": "pt"}
+    tf.LlamaForCausalLM.from_pretrained(tmp_path / "many")
+
+
+class Killed(BaseException):
+    """Nothing in the package catches this, as nothing can catch a kill."""
+
+
+@pytest.mark.parametrize("after", [1, 7, 20])
+def test_a_killed_merge_goes_on_to_the_same_bytes(parents, tmp_path, monkeypatch, after):
+    _, folders, batches = parents("llama")
+    options = {"progress": False, "shard_bytes": 20_000, "out_dtype": torch.bfloat16}
+    hm.merge_to(tmp_path / "straight", folders, batches, **options)
+
+    from hetmerge.shard_writer import ShardWriter
+
+    finish, count = ShardWriter.finish, 0
+
+    def mortal(self, names):
+        nonlocal count
+        count += 1
+        if count > after:
+            raise Killed
+        finish(self, names)
+
+    monkeypatch.setattr(ShardWriter, "finish", mortal)
+    with pytest.raises(Killed):
+        hm.merge_to(tmp_path / "out", folders, batches, **options)
+    assert not (tmp_path / "out").exists()
+    assert unfinished(tmp_path / "out").is_dir()
+    solved = []
+    monkeypatch.setattr(ShardWriter, "finish", lambda self, n: (solved.append(n), finish(self, n)))
+    hm.merge_to(tmp_path / "out", folders, batches, **options)
+    everything = len(state_in(tmp_path / "out"))
+    assert sum(map(len, solved)) <= everything - after
+    straight = {f.name: f for f in (tmp_path / "straight").iterdir() if f.is_file()}
+    assert straight.keys() == {f.name for f in (tmp_path / "out").iterdir() if f.is_file()}
+    for name, file in straight.items():
+        if name not in ("report.json", "report.html"):  # they hold seconds
+            assert file.read_bytes() == (tmp_path / "out" / name).read_bytes(), name
+    fits = [json.loads((tmp_path / d / "report.json").read_text())["fits"]
+            for d in ("straight", "out")]  # fmt: skip
+    assert fits[0] == fits[1]
+
+
+def test_a_merge_with_other_options_does_not_go_on(parents, tmp_path, monkeypatch):
+    _, folders, batches = parents("llama")
+    from hetmerge.shard_writer import ShardWriter
+
+    def die(self, names):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "finish", die)
+        with pytest.raises(Killed):
+            hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+    with pytest.raises(hm.CheckpointError, match="other parents, inputs or options; remove it"):
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="permute")
+
+
+def test_what_is_kept_of_a_parent_is_little(parents, tmp_path, monkeypatch):
+    models, folders, batches = parents("llama")
+    most = 0
+    release = weights.OnDisk.release
+
+    def measured(self):
+        nonlocal most
+        most = max(most, sum(t.numel() for t in self._kept.values()))
+        release(self)
+
+    monkeypatch.setattr(weights.OnDisk, "release", measured)
+    hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+    units = [sum(p.numel() for p in layer.parameters()) for m in models for layer in m.model.layers]
+    tables = max(m.model.embed_tokens.weight.numel() for m in models)
+    assert 0 < most <= max(units) + tables
+
+
+def test_every_weight_is_read_once_for_the_moments(parents, monkeypatch):
+    _, folders, batches = parents("llama")
+    read, seen = weights.read, []
+    models = [hm.open_checkpoint(folder) for folder in folders]
+    monkeypatch.setattr(weights, "read", lambda place, *a: (seen.append(place), read(place, *a))[1])
+    hm.plan(models, batches, progress=False, match="permute")
+    whole = [place for place in seen if place.shape[0] != 31]  # rows of tables are read apart
+    assert max(map(whole.count, whole)) == len(batches) + 1  # CKA looks at each
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (lambda t: t.fill_(float("nan")), "mlp.up_proj.weight' holds NaN or infinity"),
+        (lambda t: None, "mlp.up_proj.weight' is missing"),
+        (lambda t: t[:-1].clone(), "mlp.up_proj.weight' is .* config.json needs"),
+    ],
+)
+def test_damaged_weights(parents, tmp_path, change, said):
+    _, folders, batches = parents("llama")
+    changed(folders[1], "model.layers.1.mlp.up_proj.weight", change)
+    with pytest.raises(hm.HetmergeError, match=rf"parent1.*{said}"):
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parent0", "parent1"]
+
+
+def test_too_little_disk_is_told_before_work(parents, tmp_path, monkeypatch):
+    _, folders, batches = parents("llama")
+    usage = shutil.disk_usage(tmp_path)._replace(free=1000)
+    monkeypatch.setattr("hetmerge.shard_writer.shutil.disk_usage", lambda path: usage)
+    with pytest.raises(hm.CheckpointError, match=r"needs 0\.00 GB, 0\.00 GB are free"):
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+
+
+def test_overflow_of_the_written_type(parents, tmp_path):
+    _, folders, batches = parents("llama")
+    for folder in folders:
+        changed(folder, "model.embed_tokens.weight", lambda t: t * 1e6)
+    with pytest.raises(hm.InputError, match=r"float16 cannot hold tensor 'model.embed_tokens"):
+        hm.merge_to(
+            tmp_path / "out", folders, batches, out_dtype=torch.float16, progress=False, refit=False
+        )
+
+
+def test_what_parents_on_disk_cannot_do(parents, tmp_path):
+    models, folders, batches = parents("llama")
+    with pytest.raises(hm.InputError, match="budget: needs the statistics of all spaces"):
+        hm.merge_to(tmp_path / "out", folders, batches, budget={"parameters": 1e5})
+    with pytest.raises(hm.InputError, match="stop_at: a partial merge needs"):
+        hm.merge_to(tmp_path / "out", folders, batches, stop_at=1)
+    with pytest.raises(hm.InputError, match="some are modules and some are checkpoints"):
+        hm.plan([models[0], hm.open_checkpoint(folders[1])], batches)
