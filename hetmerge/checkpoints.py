@@ -16,6 +16,7 @@ from hetmerge.errors import CheckpointError
 from hetmerge.files import new_directory
 from hetmerge.huggingface import is_pretrained
 from hetmerge.page import render
+from hetmerge.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from hetmerge.applying import MergeResult
@@ -81,44 +82,6 @@ def load(directory: str | Path, template: nn.Module | None = None) -> nn.Module:
                 "pass template= with a module of that class"
             )
     return Blueprint.read(body["blueprint"], path / BUILD).rebuild(template, tensors)
-
-
-def load_pretrained(path: Path) -> nn.Module:
-    """A Hugging Face directory as the class its configuration names; local files, no remote code.
-
-    Raises:
-        CheckpointError: pickled weights, an unknown class, damaged files, or transformers missing.
-    """
-    if not any(path.glob("*.safetensors")):
-        pickled = next(
-            (f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth")), None
-        )
-        if pickled:
-            raise CheckpointError(
-                f"{path / pickled}: pickle files are not read; load the model once with "
-                "transformers and write it with save_pretrained"
-            )
-        raise CheckpointError(f"{path}: no *.safetensors file")
-    try:
-        import transformers
-    except ImportError as error:
-        raise CheckpointError(f"{path}: needs transformers; install hetmerge[hf]") from error
-    try:
-        names = json.loads((path / "config.json").read_text()).get("architectures") or []
-    except ValueError as error:
-        raise CheckpointError(f"{path / 'config.json'}: not JSON ({error})") from error
-    kind = getattr(transformers, names[0], None) if names else None
-    if kind is None:
-        raise CheckpointError(
-            f"{path / 'config.json'}: architectures is {names}; allowed: a class of transformers"
-        )
-    try:
-        model = kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: cannot be loaded ({first})") from error
-    assert isinstance(model, nn.Module)
-    return model.eval()
 
 
 def _write_model(model: nn.Module, blueprint: Blueprint, draft: Path) -> None:
