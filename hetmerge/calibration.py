@@ -18,6 +18,7 @@ from hetmerge.network import Call, Network, as_call, samples
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting, build_setting
+from hetmerge.vocabulary import Vocabulary
 
 CHANCE_SAMPLES = 250  # inputs that tell what correlates by chance
 FEWEST = 4  # samples of a batch: an unbiased CKA needs them
@@ -38,6 +39,7 @@ class Statistics:
         samples: inputs seen.
         setting: the traced and aligned parents the statistics belong to.
         calls: the batches, as (args, kwargs).
+        vocabulary: which tokens of the parents are the same; None where their order says so.
     """
 
     similarity: dict[str, list[Tensor]]
@@ -48,6 +50,7 @@ class Statistics:
     samples: int
     setting: Setting = field(repr=False)
     calls: tuple[Call, ...] = field(repr=False)
+    vocabulary: Vocabulary | None = field(default=None, repr=False)
 
 
 def calibrate(

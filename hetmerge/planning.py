@@ -23,6 +23,7 @@ from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting, build_setting
+from hetmerge.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from hetmerge.cost import Cost
@@ -180,6 +181,7 @@ def plan(
     batches: Iterable[Any],
     *,
     blocks: Sequence[Any] | None = None,
+    vocabulary: Vocabulary | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> AlignmentPlan:
@@ -189,8 +191,13 @@ def plan(
         models: the parents; never modified.
         batches: calibration inputs without labels (see :func:`hetmerge.calibrate`).
         blocks: stages named by hand: per parent, per stage, module paths.
+        vocabulary: of language models with different tokenizers, which rows meet (see
+            :func:`hetmerge.vocabulary.base_vocabulary`).
     """
-    return plan_statistics(models, batches, blocks=blocks, progress=progress, **options)[0]
+    found = plan_statistics(
+        models, batches, blocks=blocks, vocabulary=vocabulary, progress=progress, **options
+    )
+    return found[0]
 
 
 def plan_statistics(
@@ -198,6 +205,7 @@ def plan_statistics(
     batches: Iterable[Any],
     *,
     blocks: Sequence[Any] | None = None,
+    vocabulary: Vocabulary | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> tuple[AlignmentPlan, Statistics, dict[int, Partition]]:
@@ -214,6 +222,7 @@ def plan_statistics(
         progress=progress,
         within=chosen.match != "permute" or chosen.budget is not None,
     )
+    statistics = replace(statistics, vocabulary=vocabulary)
     if chosen.match == "auto":
         matching, trials = choose(statistics, chosen, Progress(progress))
     else:
@@ -240,7 +249,11 @@ def plan_statistics(
             )
             for k, p in matching.partitions.items()
         ],
-        notes=(*_passage_notes(setting), *matching.notes),
+        notes=(
+            *_passage_notes(setting),
+            *matching.notes,
+            *([vocabulary.note] if vocabulary else []),
+        ),
         blocks=list(blocks) if blocks is not None else None,
         samples=statistics.samples,
         trials=trials,
