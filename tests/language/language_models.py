@@ -86,7 +86,7 @@ def wordpiece(size: int = 160, text: str = TEXT) -> Any:
     )
 
 
-def llama(rows: int, *, tied: bool = False, layers: int = 2, hidden: int = 16, **kwargs: Any):
+def llama(rows: int, *, tied: bool = False, layers: int = 1, hidden: int = 16, **kwargs: Any):
     torch.manual_seed(rows + layers)
     config = tf.LlamaConfig(
         vocab_size=rows,
@@ -104,7 +104,7 @@ def llama(rows: int, *, tied: bool = False, layers: int = 2, hidden: int = 16, *
     return tf.LlamaForCausalLM(config).eval()
 
 
-def bert(rows: int, layers: int = 2, hidden: int = 16):
+def bert(rows: int, layers: int = 1, hidden: int = 16):
     torch.manual_seed(rows + layers)
     config = tf.BertConfig(
         vocab_size=rows,
