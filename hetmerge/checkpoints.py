@@ -25,7 +25,9 @@ FORMAT, VERSION = "hetmerge model", 1
 WEIGHTS, BUILD = "model.safetensors", "hetmerge.json"
 
 
-def save(merged: MergeResult | nn.Module, directory: str | Path) -> None:
+def save(
+    merged: MergeResult | nn.Module, directory: str | Path, max_shard_size: str = "5GB"
+) -> None:
     """Write a model to a new directory; it appears whole or not at all.
 
     A merge result brings its plan (`plan/`) and report (`report.json`, and `report.html` for a
@@ -33,13 +35,16 @@ def save(merged: MergeResult | nn.Module, directory: str | Path) -> None:
     `from_pretrained`; any other as `model.safetensors` and `hetmerge.json`, and loads with
     :func:`load`.
 
+    Args:
+        max_shard_size: of a file of weights of a Hugging Face model, such as "5GB".
+
     Raises:
         CheckpointError: the directory exists or cannot be written.
     """
     model = merged if isinstance(merged, nn.Module) else merged.model
     with new_directory(directory) as draft:
         if is_pretrained(model):
-            model.save_pretrained(draft)  # type: ignore[operator]
+            model.save_pretrained(draft, max_shard_size=max_shard_size)  # type: ignore[operator]
         else:
             blueprint = Blueprint() if isinstance(merged, nn.Module) else merged.blueprint
             _write_model(model, blueprint, draft)

@@ -18,7 +18,12 @@ CONFIG = "config.json"
 
 def is_huggingface(path: Path) -> bool:
     """Whether the directory's config.json names a transformers architecture."""
-    return (path / CONFIG).is_file() and bool(_read_json(path / CONFIG).get("architectures"))
+    return (path / CONFIG).is_file() and bool(architecture_of(path))
+
+
+def architecture_of(path: Path) -> str:
+    """The class that the directory's config.json names; empty where it names none."""
+    return str((_read_json(path / CONFIG).get("architectures") or [""])[0])
 
 
 def config_of(path: Path, remote_code: bool = False) -> Any:

@@ -58,7 +58,7 @@ def test_between_common_ends_all_have_read_the_same(kinds: tuple[str, ...]) -> N
 
 
 def test_no_common_end_is_missed() -> None:
-    """Of two kinds that lose nothing: wherever, and only where, both have written the same bytes."""
+    """Of two kinds that lose nothing: wherever, and only where, both have the same bytes."""
     tokenizers = [byte_level(), unigram()]
     text = LONG[:300].replace("\n", " ").rstrip()
     ends = []
