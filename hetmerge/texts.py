@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -86,15 +87,12 @@ def read_dataset(source: TextSource, characters: int) -> str:
         rows: Any = datasets.load_dataset(name, source.subset, split=source.split, streaming=True)
         texts, length = [], 0
         for row in rows.shuffle(seed=source.seed, buffer_size=1000):
-            text = row[source.column]
-            texts.append(text)
-            length += len(text)
+            texts.append(_column(row, source))
+            length += len(texts[-1])
             if length >= characters:
                 break
-    except KeyError as error:
-        raise InputError(
-            f"dataset {name!r}: has no column {source.column!r}; columns are {', '.join(row)}"
-        ) from error
+    except InputError:
+        raise
     except Exception as error:  # whatever the library and the network raise
         reason = " ".join(str(error).split())[:200]
         raise InputError(
@@ -102,3 +100,14 @@ def read_dataset(source: TextSource, characters: int) -> str:
             f"({type(error).__name__}: {reason})"
         ) from error
     return "\n\n".join(texts)
+
+
+def _column(row: Mapping[str, Any], source: TextSource) -> str:
+    name, column = source.dataset, source.column
+    if column not in row:
+        shown = ", ".join(row)
+        raise InputError(f"dataset {name!r}: has no column {column!r}; columns are {shown}")
+    if not isinstance(row[column], str):
+        kind = type(row[column]).__name__
+        raise InputError(f"dataset {name!r}: column {column!r} holds {kind}, not text")
+    return str(row[column])

@@ -96,10 +96,9 @@ def llama(rows: int, *, tied: bool = False, layers: int = 1, hidden: int = 16, *
         num_attention_heads=2,
         num_key_value_heads=2,
         head_dim=8,
-        max_position_embeddings=64,
         tie_word_embeddings=tied,
         initializer_range=0.3,
-        **{"bos_token_id": 0, "eos_token_id": 0, **kwargs},
+        **{"bos_token_id": 0, "eos_token_id": 0, "max_position_embeddings": 64, **kwargs},
     )
     return tf.LlamaForCausalLM(config).eval()
 
