@@ -16,6 +16,7 @@ from hetmerge.network import Call, Network, as_call, samples
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting, build_setting
+from hetmerge.vocabulary import Vocabulary
 
 FEWEST = 4  # samples of a batch: an unbiased CKA needs them
 
@@ -35,6 +36,7 @@ class Statistics:
         samples: inputs seen.
         setting: the traced and aligned parents the statistics belong to.
         calls: the batches, as (args, kwargs).
+        vocabulary: which tokens of the parents are the same; None where their order says so.
     """
 
     similarity: dict[str, list[Tensor]]
@@ -45,6 +47,7 @@ class Statistics:
     samples: int
     setting: Setting = field(repr=False)
     calls: tuple[Call, ...] = field(repr=False)
+    vocabulary: Vocabulary | None = field(default=None, repr=False)
 
     def add(self, part: Gathered) -> None:
         """Take the moments of some spaces."""

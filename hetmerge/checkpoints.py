@@ -16,6 +16,7 @@ from hetmerge.errors import CheckpointError
 from hetmerge.files import new_directory
 from hetmerge.huggingface import is_pretrained
 from hetmerge.page import render
+from hetmerge.pretrained import load_pretrained
 
 if TYPE_CHECKING:
     from hetmerge.applying import MergeResult
@@ -24,7 +25,9 @@ FORMAT, VERSION = "hetmerge model", 1
 WEIGHTS, BUILD = "model.safetensors", "hetmerge.json"
 
 
-def save(merged: MergeResult | nn.Module, directory: str | Path) -> None:
+def save(
+    merged: MergeResult | nn.Module, directory: str | Path, max_shard_size: str = "5GB"
+) -> None:
     """Write a model to a new directory; it appears whole or not at all.
 
     A merge result brings its plan (`plan/`) and report (`report.json`, and `report.html` for a
@@ -32,13 +35,16 @@ def save(merged: MergeResult | nn.Module, directory: str | Path) -> None:
     `from_pretrained`; any other as `model.safetensors` and `hetmerge.json`, and loads with
     :func:`load`.
 
+    Args:
+        max_shard_size: of a file of weights of a Hugging Face model, such as "5GB".
+
     Raises:
         CheckpointError: the directory exists or cannot be written.
     """
     model = merged if isinstance(merged, nn.Module) else merged.model
     with new_directory(directory) as draft:
         if is_pretrained(model):
-            model.save_pretrained(draft)  # type: ignore[operator]
+            model.save_pretrained(draft, max_shard_size=max_shard_size)  # type: ignore[operator]
         else:
             blueprint = Blueprint() if isinstance(merged, nn.Module) else merged.blueprint
             _write_model(model, blueprint, draft)
@@ -81,44 +87,6 @@ def load(directory: str | Path, template: nn.Module | None = None) -> nn.Module:
                 "pass template= with a module of that class"
             )
     return Blueprint.read(body["blueprint"], path / BUILD).rebuild(template, tensors)
-
-
-def load_pretrained(path: Path) -> nn.Module:
-    """A Hugging Face directory as the class its configuration names; local files, no remote code.
-
-    Raises:
-        CheckpointError: pickled weights, an unknown class, damaged files, or transformers missing.
-    """
-    if not any(path.glob("*.safetensors")):
-        pickled = next(
-            (f.name for f in path.iterdir() if f.suffix in (".bin", ".pt", ".pth")), None
-        )
-        if pickled:
-            raise CheckpointError(
-                f"{path / pickled}: pickle files are not read; load the model once with "
-                "transformers and write it with save_pretrained"
-            )
-        raise CheckpointError(f"{path}: no *.safetensors file")
-    try:
-        import transformers
-    except ImportError as error:
-        raise CheckpointError(f"{path}: needs transformers; install hetmerge[hf]") from error
-    try:
-        names = json.loads((path / "config.json").read_text()).get("architectures") or []
-    except ValueError as error:
-        raise CheckpointError(f"{path / 'config.json'}: not JSON ({error})") from error
-    kind = getattr(transformers, names[0], None) if names else None
-    if kind is None:
-        raise CheckpointError(
-            f"{path / 'config.json'}: architectures is {names}; allowed: a class of transformers"
-        )
-    try:
-        model = kind.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        first = (str(error).splitlines() or [type(error).__name__])[0]
-        raise CheckpointError(f"{path}: cannot be loaded ({first})") from error
-    assert isinstance(model, nn.Module)
-    return model.eval()
 
 
 def _write_model(model: nn.Module, blueprint: Blueprint, draft: Path) -> None:

@@ -19,11 +19,12 @@ from hetmerge.features import position_mask
 from hetmerge.matching import Matching, shrinks
 from hetmerge.network import Call, samples
 from hetmerge.options import Options
-from hetmerge.outputs import is_output
+from hetmerge.outputs import is_written
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
 from hetmerge.realising import Realised, correct, is_exact, realise
 from hetmerge.tracing.expr import Leaf
+from hetmerge.vocabulary import vocabulary_spaces
 
 SAMPLES = 500  # inputs that a trial is made from, and as many that it is judged by
 ROWS = 15_000  # of a trial's refit: a quarter of a merge's
@@ -112,15 +113,18 @@ def _outputs(
         leaf = skeleton.graph.values[node][-1] if node in skeleton.graph.values else None
         if not isinstance(leaf, Leaf) or leaf.space not in projector.partitions:
             continue
-        if not is_output(skeleton.graph.spaces[leaf.space].pins):
+        if not is_written(skeleton.graph.spaces[leaf.space].pins):
             continue
         partition = projector.partitions[leaf.space]
         labels = partition.labels
         first = next(iter(labels.values()))
-        scaled = standardised and any(not torch.equal(first, x) for x in labels.values())
+        same = all(torch.equal(first, x) for x in labels.values())
+        scaled = standardised and not same and leaf.space not in vocabulary_spaces(skeleton)
+        kept = {m: (at >= 0).nonzero().flatten() for m, at in labels.items()}
         mass = torch.zeros(partition.width, dtype=torch.float64)
         for m, at in labels.items():
-            mass.index_add_(0, at, torch.full((len(at),), projector.weights[m]).double())
+            shares = torch.full((len(kept[m]),), projector.weights[m], dtype=torch.float64)
+            mass.index_add_(0, at[kept[m]], shares)
         found = _rows(calls, walker.value(node))
         wanted = torch.zeros_like(found)
         for m, at in labels.items():
@@ -128,6 +132,7 @@ def _outputs(
             assert theirs is not None
             rows = _rows(calls, parents[m].value(theirs))
             rows = (rows - rows.mean()) / rows.std().clamp_min(1e-12) if scaled else rows
+            at, rows = at[kept[m]], rows[:, kept[m].to(rows.device)]
             share = projector.weights[m] / mass.clamp_min(1e-300)[at]
             wanted.index_add_(1, at.to(rows.device), rows * share.to(rows))
         yield wanted, found

@@ -1,5 +1,6 @@
 """The YAML of `hetmerge merge`: what may stand in it, checked before any work starts."""
 
+import re
 from difflib import get_close_matches
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -13,6 +14,7 @@ from hetmerge.widths import BUDGETS, is_budget
 Positive = Annotated[int, Field(gt=0)]
 TEXT_FILES = (".txt", ".jsonl")
 ARRAY_FILES = (".npy", ".npz", ".safetensors")
+_SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B", re.IGNORECASE)
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 
 
@@ -44,6 +46,20 @@ def _budget(value: Any) -> Any:
         f"expected a mapping of one of {', '.join(BUDGETS)} to a number above 0, "
         f"got {_shown(value)}"
     )
+
+
+def _size(value: Any) -> Any:
+    if isinstance(value, str) and (found := _SIZE.fullmatch(value)) and float(found[1]) > 0:
+        return value
+    raise ValueError(f"expected a size such as '5GB' or '500MB', got {_shown(value)}")
+
+
+def bytes_of(size: str) -> int:
+    """Bytes of a size such as "5GB" (10^9) or "2GiB" (2^30)."""
+    found = _SIZE.fullmatch(size)
+    assert found is not None
+    base = 1024 if found[3] else 1000
+    return int(float(found[1]) * base ** " KMGT".index(found[2].upper()))
 
 
 class Section(BaseModel):
@@ -113,39 +129,78 @@ class MergeParameters(Section):
         return self
 
 
-class Calibration(Section):
-    """Unlabelled inputs: a text file for language models, or one array [N, ...] for others."""
+class TextSource(Section):
+    """Text: a file, or a data set of the hub that the datasets package streams."""
 
-    path: str
+    path: str | None = None
+    dataset: str | None = None
+    subset: str | None = None
+    split: str = "train"
+    column: str = "text"
     tokens: Positive = 65536
     sequence_length: Positive = 512
-    samples: Positive | None = None
     batch_size: Positive | None = None
     seed: Annotated[int, Field(ge=0)] = 0
 
     @model_validator(mode="after")
-    def _keys_fit_the_file(self) -> "Calibration":
-        if self.suffix not in (*TEXT_FILES, *ARRAY_FILES):
-            allowed = ", ".join((*TEXT_FILES, *ARRAY_FILES))
+    def _one_text(self) -> "TextSource":
+        if (self.path is None) == (self.dataset is None):
+            raise ValueError("give exactly one of 'path' (a file) and 'dataset' (a hub id)")
+        if self.path is not None and self.suffix not in self.suffixes():
+            allowed = ", ".join(self.suffixes())
             raise ValueError(f"path: expected a file ending in {allowed}, got {self.path!r}")
-        wrong = {"samples"} if self.is_text else {"tokens", "sequence_length"}
-        for key in sorted(wrong & self.model_fields_set):
-            raise ValueError(f"{key!r} does not apply to a {self.suffix} file")
+        for key in sorted({"subset", "split", "column"} & self.model_fields_set):
+            if self.path is not None:
+                raise ValueError(f"{key!r} does not apply to a {self.suffix} file")
         return self
+
+    @classmethod
+    def suffixes(cls) -> tuple[str, ...]:
+        return TEXT_FILES
 
     @property
     def suffix(self) -> str:
-        return Path(self.path).suffix
+        return Path(self.path or "").suffix
 
     @property
     def is_text(self) -> bool:
-        return self.suffix in TEXT_FILES
+        return self.dataset is not None or self.suffix in TEXT_FILES
+
+
+class Calibration(TextSource):
+    """Unlabelled inputs: text for language models, or a file with one array [N, ...] for others."""
+
+    samples: Positive | None = None
+    exclude_massive: bool = False
+
+    @model_validator(mode="after")
+    def _keys_fit_the_file(self) -> "Calibration":
+        texts = {"tokens", "sequence_length", "exclude_massive"}
+        for key in sorted(({"samples"} if self.is_text else texts) & self.model_fields_set):
+            raise ValueError(f"{key!r} does not apply to {self._kind}")
+        return self
+
+    @classmethod
+    def suffixes(cls) -> tuple[str, ...]:
+        return (*TEXT_FILES, *ARRAY_FILES)
+
+    @property
+    def _kind(self) -> str:
+        return "a data set" if self.path is None else f"a {self.suffix} file"
+
+
+class Evaluation(TextSource):
+    """Held-out text on which parents and result are scored."""
 
 
 class Tokenizer(Section):
-    """Whose tokenizer the merged model gets; this release requires all parents to share it."""
+    """Whose tokenizer, and so whose rows of the vocabulary, the merged model gets.
 
-    source: Literal["base"] = "base"
+    `base` is the first model's, `union` that with the others' tokens added; any other value is the
+    name of one of the models.
+    """
+
+    source: Annotated[str, Field(min_length=1)] = "base"
 
 
 class MergeConfig(Section):
@@ -155,9 +210,12 @@ class MergeConfig(Section):
     merge_method: Literal["auto", "zip", "permute", "select", "identity"] = "zip"
     parameters: MergeParameters = MergeParameters()
     calibration: Calibration
-    tokenizer: Tokenizer = Tokenizer()
+    evaluation: Evaluation | None = None
+    tokenizer: Tokenizer | None = None
     dtype: Literal["float64", "float32"] = "float32"
     out_dtype: DType | None = None
+    max_shard_size: Annotated[str, BeforeValidator(_size)] = "5GB"
+    trust_remote_code: bool = False
 
     @model_validator(mode="after")
     def _models_agree(self) -> "MergeConfig":
@@ -168,7 +226,32 @@ class MergeConfig(Section):
             raise ValueError(
                 f"parameters.labels: expected {len(self.models)} lists, got {len(labels)}"
             )
+        self._check_tokenizer()
+        self._check_held_out()
         return self
+
+    def _check_tokenizer(self) -> None:
+        names = [source.model for source in self.models]
+        if self.tokenizer and self.tokenizer.source not in ("base", "union", *names):
+            shown = ", ".join(name for name in names if name)
+            raise ValueError(
+                f"tokenizer.source: expected 'base', 'union', or one of the models ({shown}), "
+                f"got {self.tokenizer.source!r}"
+            )
+
+    def _check_held_out(self) -> None:
+        mine, held = self.calibration, self.evaluation
+        if held is None:
+            return
+        if not mine.is_text:
+            raise ValueError("evaluation: scores language models, so calibration must be text too")
+        same = [
+            getattr(mine, k) == getattr(held, k) for k in ("path", "dataset", "subset", "split")
+        ]
+        if all(same):
+            raise ValueError(
+                "evaluation: the same text as calibration; what is scored must be held out"
+            )
 
     @property
     def weights(self) -> list[float]:

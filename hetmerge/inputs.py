@@ -1,6 +1,5 @@
 """Calibration inputs of the command line: windows of tokens, or rows of one array."""
 
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -14,46 +13,31 @@ from torch import Tensor
 
 from hetmerge.config import Calibration
 from hetmerge.errors import InputError
+from hetmerge.texts import text_of
+from hetmerge.windows import draw
 
 Encode = Callable[[str], list[int]]
 TEXT_BATCH, ARRAY_BATCH = 8, 250
 
 
-def read_text(path: Path) -> str:
-    """The whole of a .txt file, or the "text" fields of a .jsonl file, a blank line between."""
-    try:
-        raw = path.read_text(encoding="utf-8")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"{path}: cannot be read as UTF-8 text ({error})") from error
-    if path.suffix != ".jsonl":
-        return raw
-    texts = []
-    for number, line in enumerate(raw.splitlines(), 1):
-        if not line.strip():
-            continue
-        try:
-            texts.append(json.loads(line)["text"])
-        except (ValueError, KeyError, TypeError) as error:
-            raise InputError(f'{path}:{number}: expected a JSON object with "text"') from error
-    return "\n\n".join(texts)
-
-
 def token_batches(calibration: Calibration, encode: Encode) -> list[dict[str, Tensor]]:
     """Disjoint windows of the tokenised text, drawn at random: dicts of input_ids [B, length]."""
-    path, length = Path(calibration.path), calibration.sequence_length
-    ids = torch.tensor(encode(read_text(path)), dtype=torch.int64)
+    length = calibration.sequence_length
+    ids = torch.tensor(encode(text_of(calibration)), dtype=torch.int64)
     available, wanted = len(ids) // length, -(-calibration.tokens // length)
     if available == 0:
         raise InputError(
-            f"{path}: {len(ids)} tokens are fewer than one sequence_length of {length}"
+            f"{calibration.path or calibration.dataset}: {len(ids)} tokens are fewer than one "
+            f"sequence_length of {length}"
         )
     windows = ids[: available * length].view(available, length)
-    chosen = windows[_draw(available, min(wanted, available), calibration.seed)]
+    chosen = windows[draw(available, min(wanted, available), calibration.seed)]
     return [{"input_ids": part} for part in chosen.split(calibration.batch_size or TEXT_BATCH)]
 
 
 def array_batches(calibration: Calibration, dtype: torch.dtype) -> list[Tensor]:
     """Rows of the file's one array, drawn at random where `samples` asks for fewer than all."""
+    assert calibration.path is not None
     path = Path(calibration.path)
     rows = _read_array(path)
     if rows.dim() < 2 or len(rows) == 0:
@@ -61,7 +45,7 @@ def array_batches(calibration: Calibration, dtype: torch.dtype) -> list[Tensor]:
     if rows.dtype == torch.uint8:
         raise InputError(f"{path}: holds bytes; store the numbers the models take (scaled floats)")
     if calibration.samples is not None and calibration.samples < len(rows):
-        rows = rows[_draw(len(rows), calibration.samples, calibration.seed)]
+        rows = rows[draw(len(rows), calibration.samples, calibration.seed)]
     rows = rows.to(dtype) if rows.is_floating_point() else rows.long()
     return list(rows.split(calibration.batch_size or ARRAY_BATCH))
 
@@ -86,7 +70,3 @@ def _only(arrays: dict[str, Any], path: Path) -> Any:
     if len(arrays) != 1:
         raise InputError(f"{path}: expected one array, got {sorted(arrays)}")
     return next(iter(arrays.values()))
-
-
-def _draw(count: int, wanted: int, seed: int) -> Tensor:
-    return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted]

@@ -1,30 +1,29 @@
 """`hetmerge inspect`: the spaces of one model, without reading weights where that is possible."""
 
-from pathlib import Path
 from typing import Any
 
 import torch
 
 import hetmerge as hm
 from hetmerge.errors import InputError
-from hetmerge.sources import dummy_inputs, empty_model, is_huggingface, load_model
+from hetmerge.hub import find
+from hetmerge.pretrained import dummy_inputs, empty_model, is_huggingface
+from hetmerge.sources import is_factory, load_model
 
 
 def run(name: str, shape: str | None, verify: bool) -> str:
     """Trace the model that `name` stands for; returns the text to print."""
-    path = Path(name)
-    if not path.is_dir() and ":" not in name:
-        raise InputError(f"{name}: no such directory (and not of the form module:function)")
-    huggingface = path.is_dir() and is_huggingface(path)
+    path = None if is_factory(name) else find(name).path
+    folder = path if path is not None and is_huggingface(path) else None
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = {}
     if shape is not None:
         args = (torch.zeros(_shape(shape)),)
-    elif huggingface:
-        kwargs = dummy_inputs(path)
+    elif folder is not None:
+        kwargs = dummy_inputs(folder)
     else:
         raise InputError("--input: needed for this model, such as --input 1,3,32,32")
-    model = load_model(name) if verify or not huggingface else empty_model(path)
+    model = load_model(name) if verify or folder is None else empty_model(folder)
     graph = hm.trace(model, args, kwargs)
     lines = [graph.explain()]
     if verify:

@@ -24,6 +24,7 @@ from hetmerge.selecting import keep, ranked, selection
 from hetmerge.setting import Setting
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
+from hetmerge.vocabulary import vocabulary_spaces
 from hetmerge.widths import Width, check_names, target_width
 
 
@@ -153,11 +154,17 @@ class Matcher:
             for m in self.sizes(space)
         ]
 
+    @cached_property
+    def _vocabularies(self) -> set[int]:
+        return vocabulary_spaces(self.setting.skeleton)
+
     def _movable(self, space: Space, sizes: dict[int, int]) -> bool:
         return space.free and all(self._theirs(m, space.index).free for m in sizes)
 
     def _partition(self, space: Space, sizes: dict[int, int], width: Width) -> Partition:
         options = self.options
+        if self.statistics.vocabulary and space.index in self._vocabularies:
+            return self.statistics.vocabulary.partition(sizes)
         if not self._movable(space, sizes):
             pins = [pin for m in sizes for pin in self._theirs(m, space.index).pins]
             return output_partition(space.name, pins, sizes, options.outputs, options.labels)

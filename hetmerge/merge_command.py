@@ -2,6 +2,7 @@
 
 import shutil
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +10,26 @@ import torch
 from torch import nn
 
 from hetmerge.applying import MergeResult, prepare
+from hetmerge.casting import cast_model
+from hetmerge.checkpoints import save
+from hetmerge.companions import write_companions
 from hetmerge.config import MergeConfig, read_config
 from hetmerge.errors import InputError
 from hetmerge.files import check_new
-from hetmerge.inputs import array_batches, token_batches
+from hetmerge.huggingface import is_pretrained
+from hetmerge.language import Language
+from hetmerge.perplexity import score
 from hetmerge.planning import plan_statistics
 from hetmerge.progress import Progress
+from hetmerge.reading import (
+    Parents,
+    calibration_batches,
+    evaluation_windows,
+    find_parents,
+    load_parents,
+)
 from hetmerge.report import Report
-from hetmerge.sources import check_source, is_huggingface, load_model, load_tokenizer
+from hetmerge.vocabulary import Vocabulary, embedding_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -33,75 +46,74 @@ def run(config_path: Path, out: Path, console: "Console | None") -> None:
         console: where to print the plan and the report; None prints nothing.
     """
     config = read_config(config_path)
-    _check(config, out)
-    models = _models(config)
-    batches = _batches(config)
+    _check(out)
+    parents = find_parents(config)
+    models = load_parents(config, parents)
+    vocabulary, tokenizer = _vocabulary(parents.language, models)
+    batches = calibration_batches(config, parents.language)
+    held_out = evaluation_windows(config, parents.language, tokenizer)
     options = {
         **config.parameters.model_dump(),
         "match": config.merge_method,
         "weights": config.weights,
     }
     progress = None if console else False
-    plan, statistics, partitions = plan_statistics(models, batches, progress=progress, **options)
+    plan, statistics, partitions = plan_statistics(
+        models, batches, vocabulary=vocabulary, progress=progress, **options
+    )
     prepared = prepare(plan, statistics.setting, partitions, statistics.calls)
     if console:
         text = f"{plan.summary()}\n{prepared.cost.summary()}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
     result = prepared.run(Progress(progress))
     if config.out_dtype:
-        result.model.to(getattr(torch, config.out_dtype))
-    _write(result, config, config_path, out)
+        cast_model(result.model, getattr(torch, config.out_dtype))
+    result.report.sources = parents.described(config)
+    for m, (who, model) in enumerate(_scored(models, result.model) if held_out else ()):
+        result.report.scores[who] = score(model, held_out, m)
+    _write(result, parents, tokenizer, config, config_path, out)
     if console:
         _print_report(console, result.report)
         console.print(f"written to {out}", markup=False, highlight=False, soft_wrap=True)
 
 
-def _check(config: MergeConfig, out: Path) -> None:
-    """Everything that can be told wrong before a weight is read."""
+def _check(out: Path) -> None:
     check_new(out)
     if not out.absolute().parent.is_dir():
         raise InputError(f"{out}: {out.absolute().parent} is not a folder")
-    if not Path(config.calibration.path).is_file():
-        raise InputError(f"calibration.path: {config.calibration.path} is not a file")
-    for source in config.models:
-        if source.model is not None:
-            check_source(source.model)
-    if config.calibration.is_text and not _tokenizer_folder(config):
-        raise InputError("calibration.path: text needs a Hugging Face directory as first model")
 
 
-def _models(config: MergeConfig) -> list[nn.Module]:
-    dtype = getattr(torch, config.dtype)
-    return [load_model(source.model or source.python or "", dtype) for source in config.models]
+def _vocabulary(
+    language: Language | None, models: Sequence[nn.Module]
+) -> tuple[Vocabulary | None, Any]:
+    """Which rows of the vocabulary meet, and the merged network's tokenizer."""
+    if language is None:
+        return None, None
+    if not language.shared:
+        language.adopt_ids([model.config for model in models])
+    return language.vocabulary([embedding_rows(model) for model in models])
 
 
-def _batches(config: MergeConfig) -> list[Any]:
-    folder = _tokenizer_folder(config)
-    if not config.calibration.is_text or folder is None:
-        return array_batches(config.calibration, getattr(torch, config.dtype))
-    base = load_tokenizer(folder)
-    for source in config.models[1:]:
-        if source.model and load_tokenizer(Path(source.model)).get_vocab() != base.get_vocab():
-            raise InputError(f"{source.model}: its vocabulary differs from that of {folder}")
-    return token_batches(
-        config.calibration, lambda text: base(text, add_special_tokens=False)["input_ids"]
-    )
+def _scored(models: Sequence[nn.Module], merged: nn.Module) -> list[tuple[str, nn.Module]]:
+    return [*((f"parent {m}", model) for m, model in enumerate(models)), ("merged", merged)]
 
 
-def _tokenizer_folder(config: MergeConfig) -> Path | None:
-    first = config.models[0].model
-    return Path(first) if first and is_huggingface(Path(first)) else None
-
-
-def _write(result: MergeResult, config: MergeConfig, config_path: Path, out: Path) -> None:
+def _write(
+    result: MergeResult,
+    parents: Parents,
+    tokenizer: Any,
+    config: MergeConfig,
+    config_path: Path,
+    out: Path,
+) -> None:
     """The whole folder beside `out`, then one rename; nothing is left when a step fails."""
     with tempfile.TemporaryDirectory(prefix=f".{out.name}.", dir=out.absolute().parent) as holder:
         draft = Path(holder) / out.name
-        result.save(draft)
+        save(result, draft, config.max_shard_size)
         shutil.copyfile(config_path, draft / CONFIG_COPY)
-        tokenizer = _tokenizer_folder(config)
-        if tokenizer and config.calibration.is_text:
-            load_tokenizer(tokenizer).save_pretrained(draft)
+        if is_pretrained(result.model):
+            configuration = config_path.read_text(encoding="utf-8")
+            write_companions(draft, parents, tokenizer, result.report, result.plan, configuration)
         check_new(out)
         draft.rename(out)
 
@@ -124,6 +136,8 @@ def _print_report(console: "Console", report: Report) -> None:
         )
     if report.left_out:
         lines["left as it was"] = "; ".join(f"{k}: {v}" for k, v in report.left_out.items())
+    for who, scores in report.scores.items():
+        lines[who] = ", ".join(f"{name} {value:.4g}" for name, value in scores.items())
     lines |= {f"seconds, {part}": f"{value:.1f}" for part, value in report.seconds.items()}
     width = max(map(len, lines))
     for name, text in lines.items():

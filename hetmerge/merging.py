@@ -10,6 +10,7 @@ from torch import nn
 from hetmerge.applying import MergeResult, prepare
 from hetmerge.planning import plan_statistics
 from hetmerge.progress import Progress
+from hetmerge.vocabulary import Vocabulary
 
 
 def merge(
@@ -17,6 +18,7 @@ def merge(
     batches: Iterable[Any],
     *,
     blocks: Sequence[Any] | None = None,
+    vocabulary: Vocabulary | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> MergeResult:
@@ -27,6 +29,8 @@ def merge(
         batches: calibration inputs without labels: an iterable of tensors, tuples of model inputs,
             or dicts of keyword arguments.
         blocks: stages named by hand: per parent, per stage, the module paths of its blocks.
+        vocabulary: of language models with different tokenizers, which rows of their embeddings
+            and heads meet (see :func:`hetmerge.vocabulary.base_vocabulary`).
         progress: show bars on standard error; None: only on a terminal.
         **options: see :class:`hetmerge.options.Options`: depth, match, outputs, labels, alpha,
             beta, width, budget, weights, refit, ridge, repair, stop_at, seed, backend.
@@ -35,7 +39,7 @@ def merge(
         The merged model, its plan and a report.
     """
     plan, statistics, partitions = plan_statistics(
-        models, batches, blocks=blocks, progress=progress, **options
+        models, batches, blocks=blocks, vocabulary=vocabulary, progress=progress, **options
     )
     prepared = prepare(plan, statistics.setting, partitions, statistics.calls)
     return prepared.run(Progress(progress))

@@ -17,6 +17,11 @@ def is_output(pins: Sequence[str]) -> bool:
     return bool(pins) and all(pin.startswith(("output ", "the output")) for pin in pins)
 
 
+def is_written(pins: Sequence[str]) -> bool:
+    """The axis is the model's output, besides whatever else it is (a tied embedding is both)."""
+    return any(pin.startswith(("output ", "the output")) for pin in pins)
+
+
 def output_partition(
     name: str,
     pins: Sequence[str],

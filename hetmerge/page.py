@@ -86,12 +86,20 @@ def _document(body: str) -> str:
 
 def _parents(report: Report) -> list[list[str]]:
     rows = [
-        [f"parent {m}", f"{count:,}", _mega(work), f"{weight:.3g}"]
+        [_named(report, m), f"{count:,}", _mega(work), f"{weight:.3g}"]
         for m, (count, work, weight) in enumerate(
             zip(report.parameters, report.flops, report.weights, strict=True)
         )
     ]
     return [*rows, ["merged", f"{report.merged_parameters:,}", _mega(report.merged_flops), ""]]
+
+
+def _named(report: Report, parent: int) -> str:
+    """A parent with the name and commit it was loaded by."""
+    source = report.sources[parent] if report.sources else {}
+    sha = source.get("sha")
+    commit = f"@{sha[:12]}" if sha else ""
+    return f"parent {parent}" + (f": {source['name']}{commit}" if source else "")
 
 
 def _mega(count: int) -> str:

@@ -27,6 +27,7 @@ from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting, build_setting
+from hetmerge.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
     from hetmerge.cost import Cost
@@ -184,6 +185,7 @@ def plan(
     batches: Iterable[Any],
     *,
     blocks: Sequence[Any] | None = None,
+    vocabulary: Vocabulary | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> AlignmentPlan:
@@ -193,8 +195,13 @@ def plan(
         models: the parents; never modified.
         batches: calibration inputs without labels (see :func:`hetmerge.calibrate`).
         blocks: stages named by hand: per parent, per stage, module paths.
+        vocabulary: of language models with different tokenizers, which rows meet (see
+            :func:`hetmerge.vocabulary.base_vocabulary`).
     """
-    return plan_statistics(models, batches, blocks=blocks, progress=progress, **options)[0]
+    found = plan_statistics(
+        models, batches, blocks=blocks, vocabulary=vocabulary, progress=progress, **options
+    )
+    return found[0]
 
 
 def plan_statistics(
@@ -202,6 +209,7 @@ def plan_statistics(
     batches: Iterable[Any],
     *,
     blocks: Sequence[Any] | None = None,
+    vocabulary: Vocabulary | None = None,
     progress: bool | None = None,
     **options: Any,
 ) -> tuple[AlignmentPlan, Statistics, dict[int, Partition]]:
@@ -214,6 +222,7 @@ def plan_statistics(
     chosen.check_labels(len(models))
     bar = Progress(progress)
     statistics = align_parents(models, calls, chosen.depth, blocks, bar)
+    statistics = replace(statistics, vocabulary=vocabulary)
     setting = statistics.setting
     within = chosen.match != "permute" or chosen.budget is not None
     parts = gather(setting, calls, bar, within)
@@ -249,7 +258,12 @@ def plan_statistics(
             )
             for k, p in partitions.items()
         ],
-        notes=(*_passage_notes(setting), *matching.notes, *more),
+        notes=(
+            *_passage_notes(setting),
+            *matching.notes,
+            *more,
+            *([vocabulary.note] if vocabulary else []),
+        ),
         blocks=list(blocks) if blocks is not None else None,
         samples=statistics.samples,
         trials=trials,

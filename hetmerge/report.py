@@ -50,7 +50,10 @@ class Report:
         replaced: shortcuts that became 1x1 convolutions.
         notes: remarks for the user.
         seconds: of the parts that were run.
-        scores: who -> name -> value, from :meth:`hetmerge.applying.MergeResult.compare`.
+        scores: who -> name -> value, from :meth:`hetmerge.applying.MergeResult.compare`, or
+            perplexity and bits per byte of language models.
+        sources: per parent, its name, the revision asked for and the hub's commit, where the merge
+            was made from a configuration.
     """
 
     parameters: list[int]
@@ -69,6 +72,7 @@ class Report:
     notes: list[str]
     seconds: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
+    sources: list[dict[str, str | None]] = field(default_factory=list)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -129,7 +129,7 @@ def _stored(path: Path, name: str, entry: Any, base: int) -> Stored:
 
 
 def _indexed(folder: Path) -> dict[str, Stored]:
-    wanted = _index(folder / INDEX)
+    wanted = index_of(folder)
     names = sorted(set(wanted.values()))
     if missing := [name for name in names if not (folder / name).is_file()]:
         raise CheckpointError(
@@ -150,7 +150,13 @@ def _indexed(folder: Path) -> dict[str, Stored]:
     return found
 
 
-def _index(path: Path) -> Mapping[str, str]:
+def index_of(folder: Path) -> Mapping[str, str]:
+    """Tensor name -> name of the shard, as the folder's index says.
+
+    Raises:
+        CheckpointError: it is damaged, or leaves the folder.
+    """
+    path = folder / INDEX
     try:
         wanted = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         sound = all(isinstance(text, str) for item in wanted.items() for text in item)

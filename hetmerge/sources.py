@@ -1,54 +1,56 @@
-"""Load the models a command names: Hugging Face directories, hetmerge directories, factories."""
+"""Load the models a command names: Hugging Face and hetmerge directories, the hub, factories."""
 
-import json
 import sys
 from importlib import import_module
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import nn
 
 import hetmerge as hm
+from hetmerge.checkpoints import BUILD
 from hetmerge.errors import CheckpointError, InputError
+from hetmerge.hub import fetch, find
+from hetmerge.pretrained import is_huggingface, load_pretrained
+from hetmerge.shards import shards_of
 
-PICKLED = (".bin", ".pt", ".pth", ".ckpt", ".th", ".pkl")
 
-
-def load_model(name: str, dtype: torch.dtype = torch.float32) -> nn.Module:
+def load_model(
+    name: str, dtype: torch.dtype = torch.float32, remote_code: bool = False
+) -> nn.Module:
     """The model that `name` stands for, in eval mode.
 
     Args:
-        name: a Hugging Face directory, a directory written by hetmerge, or `module:function`.
+        name: a Hugging Face directory, a hub id `org/name[@revision]`, a directory written by
+            hetmerge, or `module:function`.
         dtype: of floating-point weights.
+        remote_code: run the code that a Hugging Face directory brings, where transformers lacks
+            its family.
 
     Raises:
-        InputError: there is no such directory or factory.
+        InputError: there is no such directory, hub model or factory.
         CheckpointError: the directory holds no model, or only pickled weights.
     """
-    if Path(name).is_dir():
-        check_source(name)
-        _be_silent()
-        return hm.load(name).to(dtype).eval()
-    if ":" in name:
+    if is_factory(name):
         return load_factory(name).to(dtype).eval()
-    raise InputError(f"{name}: no such directory (and not of the form module:function)")
+    path = fetch(find(name))
+    check_source(path)
+    _be_silent()
+    if (path / BUILD).is_file() or not is_huggingface(path):
+        return hm.load(path).to(dtype).eval()
+    return load_pretrained(path, remote_code).to(dtype).eval()
 
 
-def check_source(name: str) -> None:
-    """Fail early where loading a directory would: nothing is loaded."""
-    path = Path(name)
-    if not path.is_dir():
-        raise InputError(f"{name}: no such directory")
-    if any(path.glob("*.safetensors")):
-        return
-    pickled = sorted(file.name for file in path.iterdir() if file.suffix in PICKLED)
-    if pickled:
-        raise CheckpointError(
-            f"{path}: {pickled[0]} is a pickle, which can run code when opened; "
-            "convert it to safetensors first"
-        )
-    raise CheckpointError(f"{path}: holds no .safetensors file")
+def is_factory(name: str) -> bool:
+    """`module:function` rather than a directory."""
+    return ":" in name and not Path(name).is_dir()
+
+
+def check_source(path: Path) -> None:
+    """Fail early where loading a directory would: only headers are read."""
+    shards_of(path)
+    if not (path / BUILD).is_file() and not is_huggingface(path):
+        raise CheckpointError(f"{path}: neither {BUILD} nor a config.json with architectures")
 
 
 def load_factory(name: str) -> nn.Module:
@@ -67,66 +69,6 @@ def load_factory(name: str) -> nn.Module:
     return model
 
 
-def is_huggingface(path: Path) -> bool:
-    """Whether the directory's config.json names a transformers architecture."""
-    file = path / "config.json"
-    if not file.is_file():
-        return False
-    try:
-        config = json.loads(file.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise CheckpointError(f"{file}: not valid JSON ({error})") from error
-    return isinstance(config, dict) and bool(config.get("architectures"))
-
-
-def empty_model(path: Path) -> nn.Module:
-    """A Hugging Face directory's model on the meta device: its config is read, its weights not."""
-    config = _huggingface_config(path)
-    import transformers
-
-    name = config.architectures[0]
-    kind = getattr(transformers, name, None)
-    if kind is None:
-        raise CheckpointError(f"{path}: transformers {transformers.__version__} has no {name}")
-    with torch.device("meta"):
-        model: nn.Module = kind._from_config(config)
-    return model.eval()
-
-
-def dummy_inputs(path: Path) -> dict[str, torch.Tensor]:
-    """Small inputs for a Hugging Face model, by what its config speaks of."""
-    config = _huggingface_config(path)
-    if getattr(config, "vocab_size", None):
-        return {"input_ids": torch.arange(8)[None] % config.vocab_size}
-    if getattr(config, "num_channels", None):
-        size = getattr(config, "image_size", None) or 224
-        height, width = (size, size) if isinstance(size, int) else tuple(size)
-        return {"pixel_values": torch.zeros(1, config.num_channels, height, width)}
-    raise InputError(f"{path}: its config tells no input shape; give one with --input")
-
-
-def load_tokenizer(path: Path) -> Any:
-    """The directory's own tokenizer."""
-    _huggingface_config(path)
-    from transformers import AutoTokenizer
-
-    try:
-        return AutoTokenizer.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise CheckpointError(f"{path}: no usable tokenizer ({_line(error)})") from error
-
-
-def _huggingface_config(path: Path) -> Any:
-    try:
-        from transformers import AutoConfig
-    except ImportError as error:
-        raise InputError(f"{path}: needs transformers; install hetmerge[hf]") from error
-    try:
-        return AutoConfig.from_pretrained(path, local_files_only=True, trust_remote_code=False)
-    except (OSError, ValueError, KeyError) as error:
-        raise CheckpointError(f"{path}: config.json is not usable ({_line(error)})") from error
-
-
 def _be_silent() -> None:
     """Keep transformers' loading bars out of the one line per error on stderr."""
     try:
@@ -134,7 +76,3 @@ def _be_silent() -> None:
     except ImportError:
         return
     logging.disable_progress_bar()  # type: ignore[no-untyped-call]
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:300]

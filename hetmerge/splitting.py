@@ -27,6 +27,8 @@ from hetmerge.setting import build_setting
 from hetmerge.systems import MOST_ROWS, RIDGE
 from hetmerge.targets import scale_of
 from hetmerge.tracing import export
+from hetmerge.tracing.expr import Leaf
+from hetmerge.vocabulary import vocabulary_spaces
 
 
 def split(projector: Projector, merged: Network, cut: Cut, fitter: Fitter | None) -> PartialModel:
@@ -184,13 +186,16 @@ def _join(
     index = torch.zeros(len(parents), width, dtype=torch.int64)
     factor = torch.zeros(len(parents), width, dtype=torch.float64)
     for m, (labels, _) in enumerate(found[dim]):
-        index[m, labels] = torch.arange(len(labels))
-        factor[m, labels] = projector.weights[m]
+        kept = (labels >= 0).nonzero().flatten()  # a vocabulary may lack some of a parent's tokens
+        index[m, labels[kept]] = kept
+        factor[m, labels[kept]] = projector.weights[m]
     mass = factor.sum(0)
     like = next(iter(setting.parents[0].state.values()))
     spec = {"dim": dim, "width": width, "heads": len(parents)}
     tensors = {"index": index, "factor": (factor / mass.where(mass > 0, 1.0)).to(like.dtype)}
-    if fitter is not None and apart:
+    leaf = exprs[dim]
+    tokens = isinstance(leaf, Leaf) and leaf.space in vocabulary_spaces(setting.skeleton)
+    if fitter is not None and apart and not tokens:
         place = setting.skeleton.graph.outputs.index(node)
         scales = [
             scale_of(walker.value(parent.graph.outputs[place]))

@@ -14,6 +14,7 @@ from hetmerge.leastsquares import pick
 from hetmerge.outputs import is_output
 from hetmerge.projection import Projector
 from hetmerge.tracing.expr import Leaf
+from hetmerge.vocabulary import vocabulary_spaces
 
 
 @dataclass(frozen=True)
@@ -78,7 +79,7 @@ class Targets:
                 values.append((m, None))
         members = [m for m, _ in values]
         width, factors = self._averages(node, layer.feature_dim, members)
-        scaled = self.is_head(layer) and not self._same_outputs(layer, members)
+        scaled = self.is_head(layer) and not self._comparable(layer, members)
         scales = {m: scale_of(found) for m, found in values if found is not None} if scaled else {}
         return Target(values, width, factors, scales)
 
@@ -90,11 +91,16 @@ class Targets:
             isinstance(leaf, Leaf) and leaf.space >= 0 and is_output(graph.spaces[leaf.space].pins)
         )
 
-    def _same_outputs(self, layer: Layer, members: Sequence[int]) -> bool:
-        """Every parent knows every merged output, in whatever order."""
+    def _comparable(self, layer: Layer, members: Sequence[int]) -> bool:
+        """Every parent knows every merged output, in whatever order, or they are tokens.
+
+        Logits of tokens are of one scale by themselves: their softmax is a distribution.
+        """
         leaf = self.setting.skeleton.graph.values[layer.tail][layer.feature_dim]
         assert isinstance(leaf, Leaf)
         partition = self.projector.partitions[leaf.space]
+        if leaf.space in vocabulary_spaces(self.setting.skeleton):
+            return True
         return all(len(partition.labels[m].unique()) == partition.width for m in members)
 
     def _averages(

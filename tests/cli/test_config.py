@@ -6,7 +6,7 @@ import yaml
 
 from hetmerge import ConfigError
 from hetmerge.alignment import DEPTHS
-from hetmerge.config import MergeConfig, MergeParameters, read_config
+from hetmerge.config import MergeConfig, MergeParameters, bytes_of, read_config
 from hetmerge.options import BACKENDS, IMPORTANCES, MATCHES, Options
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
@@ -85,6 +85,30 @@ def test_unknown_keys_name_the_nearest(
         ({"models": [{"model": "a", "parameters": {"weight": -1}}] * 2}, "parameters.weight: "),
         ({"models": [{"model": "a", "parameters": {"weight": 0}}] * 2}, "weight must be above 0"),
         ({"calibration": {"path": "a.pkl"}}, "expected a file ending in .txt, .jsonl, .npy"),
+        ({"calibration": {}}, "calibration: give exactly one of 'path' (a file) and 'dataset'"),
+        ({"calibration": {"path": "a.txt", "dataset": "d"}}, "exactly one of 'path'"),
+        ({"calibration": {"path": "a.txt", "split": "test"}}, "'split' does not apply to a .txt"),
+        ({"calibration": {"dataset": "d", "samples": 5}}, "'samples' does not apply to a data set"),
+        (
+            {"calibration": {"path": "a.npy", "exclude_massive": True}},
+            "'exclude_massive' does not apply to a .npy",
+        ),
+        ({"evaluation": {"path": "a.npy"}}, "evaluation: path: expected a file ending in .txt"),
+        ({"evaluation": {"path": "b.txt"}}, "so calibration must be text too"),
+        (
+            {"calibration": {"path": "a.txt"}, "evaluation": {"path": "a.txt", "tokens": 3}},
+            "evaluation: the same text as calibration",
+        ),
+        (
+            {"tokenizer": {"source": "shallow"}},
+            "tokenizer.source: expected 'base', 'union', or one of the models (deep), got 'shal",
+        ),
+        ({"tokenizer": {"sauce": "base"}}, "tokenizer: unknown key 'sauce'; did you mean 'source'"),
+        ({"max_shard_size": "5 gigabytes"}, "max_shard_size: expected a size such as '5GB'"),
+        ({"max_shard_size": "0GB"}, "max_shard_size: expected a size such as '5GB'"),
+        ({"max_shard_size": 5}, "max_shard_size: expected a size such as '5GB'"),
+        ({"trust_remote_code": "yes"}, "trust_remote_code: "),
+        ({"out_dtype": "int8"}, "out_dtype: "),
         ({"calibration": {"path": "a.npy", "tokens": 5}}, "'tokens' does not apply to a .npy"),
         ({"calibration": {"path": "a.txt", "samples": 5}}, "'samples' does not apply to a .txt"),
         ({"calibration": {"path": "a.npy", "batch_size": 0}}, "calibration.batch_size: "),
@@ -111,6 +135,26 @@ def test_missing_sections_and_files(tmp_path: Path) -> None:
         read_config(written(tmp_path, {"models": GOOD["models"]}))
     with pytest.raises(ConfigError, match="cannot be read"):
         read_config(tmp_path / "nowhere.yaml")
+
+
+def test_keys_of_language_models(tmp_path: Path) -> None:
+    changes = {
+        "models": [{"model": "org/deep@v1"}, {"model": "shallow"}],
+        "calibration": {"dataset": "org/text", "subset": "en", "exclude_massive": True},
+        "evaluation": {"dataset": "org/text", "subset": "en", "split": "test"},
+        "tokenizer": {"source": "org/deep@v1"},
+        "out_dtype": "bfloat16",
+        "max_shard_size": "1.5GiB",
+    }
+    config = read_config(written(tmp_path, {**GOOD, **changes}))
+    assert config.calibration.is_text
+    assert (config.calibration.split, config.calibration.column) == ("train", "text")
+    assert bytes_of(config.max_shard_size) == 3 * 2**29
+    plain = read_config(written(tmp_path, GOOD))
+    assert (plain.tokenizer, plain.evaluation, plain.trust_remote_code) == (None, None, False)
+    assert not plain.calibration.exclude_massive
+    sizes = [bytes_of(size) for size in ("5GB", "500MB", "2 kb", "1KiB")]
+    assert sizes == [5 * 10**9, 5 * 10**8, 2000, 1024]
 
 
 def test_budget(tmp_path: Path) -> None:

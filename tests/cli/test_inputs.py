@@ -8,7 +8,8 @@ from safetensors.torch import save_file
 
 from hetmerge import InputError
 from hetmerge.config import Calibration
-from hetmerge.inputs import array_batches, read_text, token_batches
+from hetmerge.inputs import array_batches, token_batches
+from hetmerge.texts import read_text
 
 
 def characters(text: str) -> list[int]:

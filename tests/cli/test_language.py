@@ -1,10 +1,15 @@
 """Hugging Face directories through the command line: different depth, width and head count."""
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+import yaml
+from safetensors.torch import load_file, save_file
+
+import hetmerge
 
 from .conftest import Finished, write_config
 
@@ -16,10 +21,10 @@ TEXT = "the quick brown fox jumps over the lazy dog while seven wizards box in a
 SHAPES = {"deep": (3, 32, 4), "shallow": (2, 24, 2)}
 
 
-def write_model(folder: Path, layers: int, hidden: int, heads: int) -> None:
+def write_model(folder: Path, layers: int, hidden: int, heads: int, rows: int = 256) -> None:
     torch.manual_seed(layers)
     config = transformers.LlamaConfig(
-        vocab_size=256,
+        vocab_size=rows,
         hidden_size=hidden,
         intermediate_size=2 * hidden,
         num_hidden_layers=layers,
@@ -62,16 +67,48 @@ def configure(folder: Path, **changes: object) -> None:
 
 @pytest.mark.slow
 def test_two_llamas_become_a_directory_that_transformers_loads(language: Path, run: Run) -> None:
-    configure(language, out_dtype="bfloat16")
+    """With rows of padding, held-out scores, shards, and everything beside the weights."""
+    write_model(language / "shallow", *SHAPES["shallow"], rows=264)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(language / "deep")
+    tokenizer.chat_template = "{% for m in messages %}{{ m.content }}{% endfor %}"
+    tokenizer.save_pretrained(language / "deep")
+    transformers.GenerationConfig(temperature=0.5, do_sample=True).save_pretrained(
+        language / "deep"
+    )
+    (language / "held.txt").write_text(TEXT[100:2000].replace("fox", "ox"))
+    evaluation = {"path": "held.txt", "tokens": 64, "sequence_length": 16}
+    configure(language, out_dtype="bfloat16", max_shard_size="50KB", evaluation=evaluation)
     done = run("merge", "config.yaml", "out")
     assert done.code == 0, done.err
     merged = transformers.AutoModelForCausalLM.from_pretrained(language / "out")
     assert merged.dtype == torch.bfloat16
     assert merged.config.num_hidden_layers == 3
-    assert merged.config.hidden_size == 32
+    assert (merged.config.hidden_size, merged.config.vocab_size) == (32, 256)
+    assert merged.generation_config.temperature == 0.5
+    assert len(list((language / "out").glob("model-0000*-of-*.safetensors"))) > 1
     tokenizer = transformers.AutoTokenizer.from_pretrained(language / "out")
+    assert tokenizer.apply_chat_template([{"role": "user", "content": "fox"}], tokenize=False)
     ids = torch.tensor([tokenizer("the lazy fox")["input_ids"]])
-    assert merged(input_ids=ids).logits.isfinite().all()
+    assert merged.generate(ids, max_new_tokens=3).shape == (1, ids.shape[1] + 3)
+
+    report = json.loads((language / "out" / "report.json").read_text())
+    assert [source["name"] for source in report["sources"]] == list(SHAPES)
+    assert list(report["scores"]) == ["parent 0", "parent 1", "merged"]
+    assert all(set(found) == {"perplexity", "bits per byte"} for found in report["scores"].values())
+    assert any(note.startswith("vocabulary: ") for note in report["notes"])
+    card = (language / "out" / "README.md").read_text()
+    header = yaml.safe_load(card.split("---")[1])
+    assert header == {"library_name": "transformers", "tags": ["hetmerge", "merge"]}
+    for part in (
+        "| parent 1 | shallow |  |  | LlamaForCausalLM |",
+        "- features: `zip`",
+        "model.layers: 3 + 2 -> 3",
+        "| model.embed_tokens | 32 + 24 | 32 |",
+        "| merged | ",
+        "path: held.txt",
+        f"hetmerge {hetmerge.__version__}",
+    ):
+        assert part in card, card
 
 
 @pytest.mark.slow
@@ -91,7 +128,8 @@ def test_different_vocabularies_are_refused(language: Path, run: Run) -> None:
     configure(language)
     done = run("merge", "config.yaml", "out")
     assert done.code == 2
-    assert "vocabulary differs" in done.err.splitlines()[-1]
+    assert "those of deep (" in done.err.splitlines()[-1]
+    assert "differ; choose whose tokens" in done.err.splitlines()[-1]
     assert not (language / "out").exists()
 
 
@@ -101,3 +139,38 @@ def test_too_little_text(language: Path, run: Run) -> None:
     done = run("merge", "config.yaml", "out")
     assert done.code == 2
     assert "fewer than one sequence_length of 16" in done.err
+
+
+def test_numbers_that_do_not_fit_are_not_written(language: Path, run: Run) -> None:
+    for name in SHAPES:
+        write_model(language / name, 1, 16, 1)
+    path = language / "deep" / "model.safetensors"
+    tensors = load_file(path)
+    tensors["model.norm.weight"] *= 1e6
+    save_file(tensors, path, metadata={"format": "pt"})
+    configure(language, out_dtype="float16", parameters={"refit": False})
+    done = run("merge", "config.yaml", "out", "-q")
+    assert done.code == 2
+    (line,) = done.err.splitlines()
+    assert "out_dtype: tensor 'model.norm.weight' holds 1e+06, float16 ends at 6.55e+04" in line
+    assert not (language / "out").exists()
+
+
+def test_windows_longer_than_a_parent_reads(language: Path, run: Run) -> None:
+    path = language / "shallow" / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), "max_position_embeddings": 12}))
+    configure(language)
+    done = run("merge", "config.yaml", "out")
+    assert done.code == 2
+    assert "calibration.sequence_length: got 16; allowed: shallow has 12 positions" in done.err
+
+
+def test_a_missing_tensor_is_named(language: Path, run: Run) -> None:
+    path = language / "deep" / "model.safetensors"
+    tensors = load_file(path)
+    del tensors["model.layers.1.mlp.up_proj.weight"]
+    save_file(tensors, path, metadata={"format": "pt"})
+    configure(language)
+    done = run("merge", "config.yaml", "out", "-q")
+    assert done.code == 2
+    assert "deep: holds no tensor 'model.layers.1.mlp.up_proj.weight'" in done.err

@@ -137,4 +137,4 @@ def test_failure_while_writing_leaves_nothing(make, tmp_path: Path, monkeypatch)
 def test_pickles_are_not_read(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text('{"architectures": ["BertModel"]}')
     torch.save({}, tmp_path / "pytorch_model.bin")
-    assert "pickle files are not read" in refused(tmp_path)
+    assert "is a pickle, which can run code when opened; convert it" in refused(tmp_path)
