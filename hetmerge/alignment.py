@@ -9,10 +9,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hetmerge.batches import Call, comparable, positions, samples
 from hetmerge.correspondence import Slots
 from hetmerge.errors import AlignmentError, InputError
-from hetmerge.features import position_mask
-from hetmerge.network import Call, Network, positions, release, samples
+from hetmerge.network import Network, release
 from hetmerge.ops.segments import align_depth, fixed_depth
 from hetmerge.ops.similarity import CKA
 from hetmerge.outline import (
@@ -217,17 +217,14 @@ def _outputs(network: Network, stages: Sequence[Stage], call: Call) -> list[list
     for stage in stages:
         found.append([])
         for unit in stage.units:
-            found[-1].append(_samples(walker.value(unit.output)[0], call))
+            found[-1].append(_samples(walker.value(unit.output)[0], call, network.member))
             release([network])
     return found
 
 
-def _samples(output: Tensor, call: Call) -> Tensor:
-    """[samples, ...]: of tokens, up to SAMPLES positions that are not padding, spread evenly."""
+def _samples(output: Tensor, call: Call, member: int | None) -> Tensor:
+    """[samples, ...]: of tokens, up to SAMPLES positions that count, spread evenly."""
     if positions(call) == samples(call) or output.dim() != 3:
         return output
-    rows = output.reshape(-1, output.shape[-1])
-    mask = position_mask(call[1], output, rows)
-    counted = torch.arange(len(rows)) if mask is None else mask.nonzero().flatten()
-    few = torch.linspace(0, len(counted) - 1, min(SAMPLES, len(counted))).long()
-    return rows[counted[few]]
+    found = comparable(output, call, member).reshape(-1, output.shape[-1])
+    return found[torch.linspace(0, len(found) - 1, min(SAMPLES, len(found))).long()]

@@ -10,13 +10,13 @@ from typing import Any
 
 from torch import nn
 
+from hetmerge.batches import Call, samples
 from hetmerge.blueprint import Blueprint
 from hetmerge.calibration import FEWEST
 from hetmerge.cost import Cost, estimate
 from hetmerge.cutting import Cut, find_cut
 from hetmerge.draft import Draft
 from hetmerge.errors import InputError
-from hetmerge.network import Call, samples
 from hetmerge.on_disk import Place, realise_on_disk
 from hetmerge.partition import Partition
 from hetmerge.planning import AlignmentPlan, as_batches, setting_of

@@ -9,10 +9,11 @@ from typing import Any
 from torch import Tensor, nn
 
 from hetmerge.alignment import DEPTHS, align
+from hetmerge.batches import Call, as_call, check_members, samples
 from hetmerge.errors import InputError
 from hetmerge.gathering import Gathered, gather
 from hetmerge.lazy import Checkpoint
-from hetmerge.network import Call, Network, as_call, samples
+from hetmerge.network import Network
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting, build_setting
@@ -106,7 +107,7 @@ def align_parents(
     progress: Progress,
 ) -> Statistics:
     """The first of the two passes: statistics without moments."""
-    networks = [Network(m, calls[0], f"models[{i}]") for i, m in enumerate(models)]
+    networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in enumerate(models)]
     alignment = align(networks, calls, depth=depth, blocks=blocks, progress=progress)
     setting = build_setting(networks, alignment, calls[0])
     total = sum(samples(call) for call in calls)
@@ -124,6 +125,7 @@ def as_calls(
     if not calls:
         raise InputError("batches: got none; calibration needs at least one batch of inputs")
     for i, call in enumerate(calls):
+        check_members(call, len(models))
         if len(models) > 1 and samples(call) < FEWEST:
             raise InputError(
                 f"batches: batch {i} has {samples(call)} samples; allowed: {FEWEST} or more in "

@@ -13,11 +13,10 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
+from hetmerge.batches import Call, comparable, samples
 from hetmerge.calibration import Statistics
 from hetmerge.dial import match_within
-from hetmerge.features import position_mask
 from hetmerge.matching import Matching, shrinks
-from hetmerge.network import Call, samples
 from hetmerge.options import Options
 from hetmerge.outputs import is_written
 from hetmerge.progress import Progress
@@ -125,12 +124,12 @@ def _outputs(
         for m, at in labels.items():
             shares = torch.full((len(kept[m]),), projector.weights[m], dtype=torch.float64)
             mass.index_add_(0, at[kept[m]], shares)
-        found = _rows(calls, walker.value(node))
+        found = _rows(calls, walker.value(node), None)
         wanted = torch.zeros_like(found)
         for m, at in labels.items():
             theirs = setting.links[m].node(node)
             assert theirs is not None
-            rows = _rows(calls, parents[m].value(theirs))
+            rows = _rows(calls, parents[m].value(theirs), m)
             rows = (rows - rows.mean()) / rows.std().clamp_min(1e-12) if scaled else rows
             at, rows = at[kept[m]], rows[:, kept[m].to(rows.device)]
             share = projector.weights[m] / mass.clamp_min(1e-300)[at]
@@ -138,11 +137,9 @@ def _outputs(
         yield wanted, found
 
 
-def _rows(calls: Sequence[Call], values: Sequence[Tensor]) -> Tensor:
-    """[rows, features] float64 of all batches, without padded positions."""
+def _rows(calls: Sequence[Call], values: Sequence[Tensor], member: int | None) -> Tensor:
+    """[rows, features] float64 of all batches, at the positions that count."""
     found = []
     for call, value in zip(calls, values, strict=True):
-        rows = value.reshape(-1, value.shape[-1]).double()
-        mask = position_mask(call[1], value, rows)
-        found.append(rows if mask is None else rows[mask.to(rows.device)])
+        found.append(comparable(value, call, member).reshape(-1, value.shape[-1]).double())
     return torch.cat(found)

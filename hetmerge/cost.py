@@ -12,12 +12,13 @@ from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
+from hetmerge.batches import Call
+from hetmerge.batches import samples as samples_of
 from hetmerge.cutting import Cut
 from hetmerge.execution import Schedule, Value, flat_inputs
 from hetmerge.layers import CONVOLUTIONS, Group, Layer, op_name
 from hetmerge.leastsquares import RIDGES
-from hetmerge.network import Call, Network
-from hetmerge.network import samples as samples_of
+from hetmerge.network import Network
 from hetmerge.setting import Setting
 from hetmerge.steps import Step, steps_of, visit
 from hetmerge.systems import MOST_ROWS, System, blocks_of, folds_of, shortage, title

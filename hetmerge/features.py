@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -85,13 +84,3 @@ def _indices(expr: Expr, path: tuple[int, ...]) -> Tensor:
     outer = torch.arange(before)[:, None, None, None] * sizes[path[0]]
     grid = (outer + inner[None, :, None, :]) * after + torch.arange(after)[None, None, :, None]
     return grid.reshape(-1, inner.shape[-1])
-
-
-def position_mask(kwargs: Mapping[str, Any], value: Tensor, features: Tensor) -> Tensor | None:
-    """The attention mask of padded tokens for features taken from `value` [batch, tokens, d]."""
-    mask = kwargs.get("attention_mask")
-    if not isinstance(mask, Tensor) or mask.dim() != 2 or value.dim() != 3:
-        return None
-    if value.shape[:2] != mask.shape or features.dim() != 2:
-        return None
-    return mask.bool().flatten().repeat_interleave(features.shape[0] // mask.numel())

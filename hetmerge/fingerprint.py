@@ -9,9 +9,9 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from hetmerge.batches import Call, Joint
 from hetmerge.errors import PlanError
 from hetmerge.lazy import Checkpoint
-from hetmerge.network import Call
 
 
 def fingerprint(model: nn.Module | Checkpoint) -> dict[str, Any]:
@@ -32,16 +32,23 @@ def fingerprint(model: nn.Module | Checkpoint) -> dict[str, Any]:
 def call_spec(call: Call) -> dict[str, Any]:
     """Shapes and dtypes of a batch."""
     args, kwargs = call
-    return {
+    spec: dict[str, Any] = {
         "args": [_describe(v) for v in args],
         "kwargs": {k: _describe(v) for k, v in kwargs.items()},
     }
+    if isinstance(call, Joint):
+        spec["parents"] = [call_spec(theirs) for theirs in call.parents]
+    return spec
 
 
 def call_from(spec: dict[str, Any]) -> Call:
     """A batch of zeros (masks: ones) of these shapes and dtypes."""
     args = tuple(_make(v, "") for v in spec["args"])
-    return args, {k: _make(v, k) for k, v in spec["kwargs"].items()}
+    call = (args, {k: _make(v, k) for k, v in spec["kwargs"].items()})
+    if "parents" not in spec:
+        return call
+    parents = tuple(call_from(theirs) for theirs in spec["parents"])
+    return Joint(call, parents, (torch.zeros(0, dtype=torch.int64),) * (len(parents) + 1))
 
 
 def _describe(value: Any) -> dict[str, Any]:

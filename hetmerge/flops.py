@@ -10,7 +10,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils import _pytree as pytree
 from torch.utils.flop_counter import FlopCounterMode
 
-from hetmerge.network import Call, samples
+from hetmerge.batches import Call, samples
 
 
 def flops_of(model: nn.Module, call: Call, without: Sequence[str] = ()) -> int:

@@ -14,11 +14,11 @@ import torch
 from torch import Tensor
 
 from hetmerge.applying import FITS, MergeResult, Prepared, prepare
+from hetmerge.batches import Call
 from hetmerge.calibration import as_calls
 from hetmerge.errors import CheckpointError
 from hetmerge.files import check_new, new_directory, replace_file
 from hetmerge.lazy import Checkpoint, open_checkpoint
-from hetmerge.network import Call
 from hetmerge.on_disk import SHARD, Place
 from hetmerge.options import Options
 from hetmerge.page import render

@@ -9,11 +9,12 @@ from typing import TypeVar
 import torch
 from torch import Tensor
 
+from hetmerge.batches import Call, comparable, positions
 from hetmerge.errors import InputError
 from hetmerge.execution import Walker
-from hetmerge.features import View, part, position_mask, take, views_of
+from hetmerge.features import View, part, take, views_of
 from hetmerge.nested import nest_of
-from hetmerge.network import Call, positions, release
+from hetmerge.network import release
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting
@@ -200,23 +201,22 @@ def _update(
     """
     view, space = visit.view, visit.space
     features: list[Tensor] = []
-    masks: list[Tensor] = []
     for turn, m in enumerate(setting.members(space)):
         node = setting.links[m].node(view.node)
         assert node is not None
         expr = setting.parents[m].graph.values[node][view.dim]
         value = walkers[m].value(node)[0]
-        features.append(take(value.roll(turn, 0) if shifted else value, expr, view.dim, view.path))
-        found = position_mask(call[1], value, features[-1])
-        if found is not None:
-            masks.append(found.roll(turn * len(found) // len(value)) if shifted else found)
+        found = comparable(value, call, m)
+        dim = view.dim if found.dim() == value.dim() else 1
+        if shifted:
+            found = found.roll(turn * len(found) // len(value), 0)
+        features.append(take(found, expr, dim, view.path))
     if len({_positions(x) for x in features}) > 1:
         return
     if shifted:
         features = [_thinned(x, size) for x, size in zip(features, moments.sizes, strict=True)]
-    mask = torch.stack(masks).all(0) if masks else None
     try:
-        moments.update(*features, mask=mask)
+        moments.update(*features)
     except InputError as error:
         name = setting.skeleton.graph.spaces[space].name
         raise InputError(f"activations of space {name!r} (at {view.node}): {error}") from error

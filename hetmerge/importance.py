@@ -8,9 +8,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hetmerge.batches import Call, call_for, samples
 from hetmerge.execution import flat_inputs, sources_of
 from hetmerge.features import View, take, views_of
-from hetmerge.network import Call, Network, samples
+from hetmerge.network import Network
 from hetmerge.tracing.expr import Expr, located
 
 SAMPLES = 500  # inputs whose gradients are taken
@@ -68,6 +69,7 @@ def _gradients(
     network: Network, call: Call, wanted: set[str], generator: torch.Generator
 ) -> Mapping[str, Tensor]:
     """Node -> gradient of a random projection of the centred outputs."""
+    call = call_for(call, network.member)
     program = network.program_for(call)
     given = sources_of(program, flat_inputs(*call), network.state)
     values: dict[str, Any] = {}

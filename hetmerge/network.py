@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from hetmerge.batches import Call, call_for
 from hetmerge.errors import InputError, TraceError
 from hetmerge.execution import Walker, flat_inputs
 from hetmerge.layers import Layer, find_layers
@@ -21,7 +22,6 @@ from hetmerge.tracing import export, trace
 from hetmerge.tracing.exporting import place_on
 from hetmerge.weights import Resident, State, tensors_of
 
-Call = tuple[tuple[Any, ...], dict[str, Any]]
 _BatchNorm = nn.modules.batchnorm._BatchNorm
 
 
@@ -34,6 +34,7 @@ class Network:
             follows a layer, `w` is 1 and the layer's weight carries the scale. Of a checkpoint, or
             with a state given: on the meta device.
         state: its tensors by name.
+        member: which parent it is, and so which inputs of a batch it takes; None: the merged one's.
         graph: its spaces.
         layers: its convolutions and linear maps.
         scales: norm prefix -> (|gamma|, beta) as they were before folding.
@@ -49,8 +50,9 @@ class Network:
         *,
         fold: bool = True,
         state: State | None = None,
+        member: int | None = None,
     ):
-        self.name = name
+        self.name, self.member = name, member
         if isinstance(model, Checkpoint):
             state = model.state
         module = model.module if isinstance(model, Checkpoint) else model
@@ -60,11 +62,12 @@ class Network:
         self.in_memory = state is None
         if state is None:
             check_finite(state_of(self.model), name)
-            self.replaced = expose_shortcuts(self.model, call)
+            self.replaced = expose_shortcuts(self.model, call_for(call, member))
             state = state_of(self.model)
         else:
             self.model.to("meta")
         self.state = state
+        call = call_for(call, member)
         self.graph = trace(self.model, *call)
         self.layers = find_layers(self.graph.program)
         self.nodes = ModuleNodes.of(list(self.graph.program.graph.nodes))
@@ -95,8 +98,9 @@ class Network:
 
     def walk(self, batches: Sequence[Call]) -> Walker:
         """A walker over these batches; programs for new input shapes are exported once."""
-        programs = [self.program_for(call) for call in batches]
-        return Walker(programs, self.state, [flat_inputs(*call) for call in batches])
+        calls = [call_for(batch, self.member) for batch in batches]
+        programs = [self.program_for(call) for call in calls]
+        return Walker(programs, self.state, [flat_inputs(*call) for call in calls])
 
     def program_for(self, call: Call) -> ExportedProgram:
         """The exported program for inputs of these shapes."""
@@ -122,33 +126,6 @@ def release(networks: Iterable[Network]) -> None:
         freed = freed or not network.in_memory
     if freed:
         trim()
-
-
-def as_call(batch: Any) -> Call:
-    """A batch as (args, kwargs): a tensor, a tuple or list of them, or a mapping of names."""
-    if isinstance(batch, Tensor):
-        return (batch,), {}
-    if isinstance(batch, Mapping):
-        return (), dict(batch)
-    if isinstance(batch, (tuple, list)):
-        return tuple(batch), {}
-    raise InputError(
-        f"batches: got an item of type {type(batch).__name__}; "
-        "allowed: a tensor, a tuple of what the model takes, or a dict of its keyword arguments"
-    )
-
-
-def samples(call: Call) -> int:
-    """Number of samples in a batch: the first dimension of its first tensor."""
-    values = (*call[0], *call[1].values())
-    return next((len(v) for v in values if isinstance(v, Tensor) and v.dim()), 0)
-
-
-def positions(call: Call) -> int:
-    """What statistics count in a batch: tokens where the model takes tokens, samples elsewhere."""
-    first = next((v for v in (*call[0], *call[1].values()) if isinstance(v, Tensor)), None)
-    tokens = first is not None and first.dim() == 2 and not first.is_floating_point()
-    return first.numel() if tokens and first is not None else samples(call)
 
 
 def state_of(model: nn.Module) -> State:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hetmerge.agreement import Agreement
 from hetmerge.alignment import Alignment, find_stages
+from hetmerge.batches import Call
 from hetmerge.calibration import Statistics, align_parents, all_calls, as_calls, check_models
 from hetmerge.choosing import choose
 from hetmerge.cutting import find_cut
@@ -22,7 +23,7 @@ from hetmerge.fingerprint import call_from, call_spec, fingerprint
 from hetmerge.gathering import gather
 from hetmerge.lazy import Checkpoint
 from hetmerge.matching import Matcher
-from hetmerge.network import Call, Network
+from hetmerge.network import Network
 from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
@@ -324,7 +325,7 @@ def setting_of(
                 "(tensor names and shapes must be equal)"
             )
     call = call_from(plan.inputs)
-    networks = [Network(model, call, f"models[{m}]") for m, model in enumerate(models)]
+    networks = [Network(model, call, f"models[{m}]", member=m) for m, model in enumerate(models)]
     stages = find_stages(networks, plan.blocks)
     alignment = Alignment(stages, plan.slots, plan.similarities, plan.base)
     setting = build_setting(networks, alignment, call)

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from hetmerge.batches import Call
 from hetmerge.blueprint import Blueprint
 from hetmerge.building import build
 from hetmerge.cutting import Cut
 from hetmerge.errors import PlanError
-from hetmerge.network import Call, Network
+from hetmerge.network import Network
 from hetmerge.options import Options
 from hetmerge.outputs import is_output
 from hetmerge.partition import Partition, merged_size

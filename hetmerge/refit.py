@@ -9,6 +9,7 @@ from pathlib import Path
 
 from torch import Tensor
 
+from hetmerge.batches import Call, comparable, samples
 from hetmerge.cutting import Cut
 from hetmerge.layers import Group, left_out
 from hetmerge.leastsquares import (
@@ -20,7 +21,7 @@ from hetmerge.leastsquares import (
     pick,
     sample_positions,
 )
-from hetmerge.network import Call, Network, release, samples
+from hetmerge.network import Network, release
 from hetmerge.ops.operand import constant
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
@@ -116,7 +117,7 @@ class Fitter:
         self.steps = steps_of(merged, self.setting, refit=refit, cut=cut)
         self.walker = merged.walk(calls)
         self.parents = [network.walk(calls) for network in self.setting.parents]
-        self.targets = Targets(projector, self.parents)
+        self.targets = Targets(projector, self.parents, calls)
         self.samples = sum(samples(call) for call in calls)
         self.found = Refit()
         if cut is not None:
@@ -184,8 +185,8 @@ class Fitter:
         """Normal equations of a group, one part of the batches each."""
         layers, state = group.layers, self.merged.state
         spatial, blocks = layers[0].spatial, blocks_of(layers)
-        sources = [self.walker.value(layer.source) for layer in layers]
-        skip = self.walker.value(group.skip) if group.skip else None
+        sources = [self._own(layer.source) for layer in layers]
+        skip = self._own(group.skip) if group.skip else None
         count = len(sources[0])
         parts = folds_of(count) if self.ridge == "auto" else [range(count)]
         everything = sum(like.numel() for like in target.like)
@@ -210,6 +211,11 @@ class Fitter:
                     operands.append([one] * blocks)
                 folds[-1].add(list(zip(*operands, strict=True)), rows)
         return folds
+
+    def _own(self, node: str) -> list[Tensor]:
+        """The merged network's values of a node, at the positions that count."""
+        values = zip(self.walker.value(node), self.calls, strict=True)
+        return [comparable(value, call, None) for value, call in values]
 
     def _ridge(self, group: Group, folds: list[Normal], prior: Tensor, biased: bool) -> float:
         head = self.targets.is_head(group.layers[0])

@@ -10,10 +10,11 @@ from dataclasses import dataclass
 from torch import nn
 
 from hetmerge.alignment import Alignment
+from hetmerge.batches import Call
 from hetmerge.branches import Passage, passage
 from hetmerge.correspondence import Correspondence
 from hetmerge.errors import AlignmentError
-from hetmerge.network import Call, Network
+from hetmerge.network import Network
 from hetmerge.outline import Stage, Unit, stages_in
 from hetmerge.partition import merged_size
 from hetmerge.resizing import group_counts, resize, set_tensors

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from hetmerge.batches import Call, comparable
 from hetmerge.execution import Walker
 from hetmerge.layers import Layer
 from hetmerge.leastsquares import pick
@@ -61,8 +62,11 @@ class Target:
 class Targets:
     """Finds the parents' values for nodes of the merged network."""
 
-    def __init__(self, projector: Projector, parents: Sequence[Walker]) -> None:
+    def __init__(
+        self, projector: Projector, parents: Sequence[Walker], calls: Sequence[Call]
+    ) -> None:
         self.projector, self.setting, self.parents = projector, projector.setting, parents
+        self.calls = calls
 
     def known(self, node: str) -> bool:
         """Some parent computes the value of `node`."""
@@ -74,7 +78,8 @@ class Targets:
         for m, link in enumerate(self.setting.links):
             theirs = link.node(node)
             if theirs is not None:
-                values.append((m, self.parents[m].value(theirs)))
+                found = zip(self.parents[m].value(theirs), self.calls, strict=True)
+                values.append((m, [comparable(value, call, m) for value, call in found]))
             elif (share := self.projector.share(m, layer.weight)) and share.tensor is None:
                 values.append((m, None))
         members = [m for m, _ in values]

@@ -7,7 +7,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import reduce
 
-from hetmerge.network import Call, Network, samples
+from hetmerge.batches import Call, samples
+from hetmerge.network import Network
 from hetmerge.tracing.expr import Concat, Expr, Leaf
 
 Monomial = tuple[int, ...]  # spaces that are multiplied, ascending, one named twice if squared

@@ -11,8 +11,9 @@ from planted_nets import ResNet, images, randomised, vgg
 from torch import Tensor, nn
 
 from hetmerge.alignment import align, find_stages
+from hetmerge.batches import as_call
 from hetmerge.errors import AlignmentError
-from hetmerge.network import Network, as_call
+from hetmerge.network import Network
 
 
 def network(model: nn.Module, x: Tensor | None = None) -> Network:

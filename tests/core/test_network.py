@@ -9,10 +9,11 @@ import torch
 from planted_nets import PAIRS, images
 from torch import nn
 
+from hetmerge.batches import as_call
 from hetmerge.errors import InputError
 from hetmerge.execution import flat_inputs
 from hetmerge.layers import find_groups
-from hetmerge.network import Network, as_call
+from hetmerge.network import Network
 
 
 @pytest.mark.parametrize("name", list(PAIRS))

@@ -9,8 +9,8 @@ import torch
 from torch import Tensor, nn
 
 import hetmerge as hm
+from hetmerge.batches import as_call
 from hetmerge.choosing import SAMPLES, split
-from hetmerge.network import as_call
 from hetmerge.random_half import random_half
 
 EXACT = 1e-6  # trials are rounded to six decimals

@@ -9,9 +9,10 @@ from families.vision import Mobile, ResNet, vgg
 from torch import Tensor, nn
 
 import hetmerge as hm
+from hetmerge.batches import as_call
 from hetmerge.execution import Walker
 from hetmerge.layers import Layer, find_groups
-from hetmerge.network import Network, as_call
+from hetmerge.network import Network
 from hetmerge.refit import HEAD_SHARE
 
 RIDGE = 1e-2
