@@ -14,14 +14,18 @@ from torch import Tensor
 from hetmerge.config import Calibration
 from hetmerge.errors import InputError
 from hetmerge.texts import text_of
-from hetmerge.windows import draw
+from hetmerge.windows import draw, evenly
 
 Encode = Callable[[str], list[int]]
 TEXT_BATCH, ARRAY_BATCH = 8, 250
 
 
 def token_batches(calibration: Calibration, encode: Encode) -> list[dict[str, Tensor]]:
-    """Disjoint windows of the tokenised text, drawn at random: dicts of input_ids [B, length]."""
+    """Disjoint windows of the tokenised text, drawn at random: dicts of input_ids [B, length].
+
+    Raises:
+        InputError: the text cannot be had, or is shorter than a window.
+    """
     length = calibration.sequence_length
     ids = torch.tensor(encode(text_of(calibration)), dtype=torch.int64)
     available, wanted = len(ids) // length, -(-calibration.tokens // length)
@@ -32,7 +36,8 @@ def token_batches(calibration: Calibration, encode: Encode) -> list[dict[str, Te
         )
     windows = ids[: available * length].view(available, length)
     chosen = windows[draw(available, min(wanted, available), calibration.seed)]
-    return [{"input_ids": part} for part in chosen.split(calibration.batch_size or TEXT_BATCH)]
+    parts = evenly(len(chosen), calibration.batch_size or TEXT_BATCH)
+    return [{"input_ids": chosen[part]} for part in parts]
 
 
 def array_batches(calibration: Calibration, dtype: torch.dtype) -> list[Tensor]:

@@ -60,7 +60,7 @@ def aligned_windows(
         seed: of the draw; None takes windows from the start of the text.
 
     Returns:
-        Batches of equal L_m and P; the last may have fewer windows.
+        Batches of equal L_m and P, and of nearly equal numbers of windows.
 
     Raises:
         InputError: the text gives no whole window, or a tokenizer knows no offsets.
@@ -90,7 +90,7 @@ def aligned_windows(
             tuple(found[part] for found in shared),
             size[part],
         )
-        for part in torch.arange(len(chosen)).split(batch_size)
+        for part in evenly(len(chosen), batch_size)
     ]
 
 
@@ -99,6 +99,14 @@ def draw(count: int, wanted: int, seed: int | None) -> Tensor:
     if seed is None:
         return torch.arange(count)[:wanted]
     return torch.randperm(count, generator=torch.Generator().manual_seed(seed))[:wanted]
+
+
+def evenly(count: int, most: int) -> tuple[Tensor, ...]:
+    """Indices of `count` samples in batches of at most `most` whose sizes differ by one or none.
+
+    A small last batch would be too few for what calibration estimates from every batch.
+    """
+    return torch.arange(count).tensor_split(-(-count // most))
 
 
 def massive(hidden: Tensor, mask: Tensor) -> Tensor:

@@ -158,6 +158,9 @@ def test_a_truncated_shard_is_named(tmp_path: Path) -> None:
     (tmp_path / SECOND).write_bytes(data[:-1])
     with pytest.raises(CheckpointError, match=f"{SECOND}: has {len(data) - 1} bytes"):
         shards_of(tmp_path)
+    (tmp_path / SECOND).write_bytes(data + b"x")
+    with pytest.raises(CheckpointError, match=f"{SECOND}: has {len(data) + 1} bytes"):
+        shards_of(tmp_path)
 
 
 def test_folders_without_weights(tmp_path: Path) -> None:

@@ -60,7 +60,7 @@ def test_more_padding_than_the_base_has_is_left_out() -> None:
 
 
 def test_a_tokenizer_with_more_tokens_than_the_model_has_rows() -> None:
-    tokenizers = [byte_level(), byte_level(300)]
+    tokenizers = [byte_level(), byte_level()]
     rows = [size_of(tokenizers[0]) - 2, size_of(tokenizers[1])]
     for found in (base_vocabulary(tokenizers, rows, 0), united_vocabulary(tokenizers, rows, 1)[0]):
         assert [len(labels) for labels in found.labels] == rows
