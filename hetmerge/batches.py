@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -62,6 +62,11 @@ def _joint(windows: Windows) -> Joint:
     start = torch.arange(len(counted))[:, None] * length
     rows = tuple((shared + start)[counted] for shared in windows.shared)
     return Joint(calls[-1], tuple(calls[:-1]), rows)
+
+
+def as_given(calls: Sequence[Call]) -> list[Any]:
+    """Calls as what :func:`as_call` makes them from."""
+    return [call if isinstance(call, Joint) else call[1] or call[0] for call in calls]
 
 
 def check_members(call: Call, parents: int) -> None:

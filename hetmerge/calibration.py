@@ -50,13 +50,15 @@ class Statistics:
     calls: tuple[Call, ...] = field(repr=False)
     vocabulary: Vocabulary | None = field(default=None, repr=False)
 
-    def add(self, part: Gathered) -> None:
-        """Take the moments of some spaces."""
+    def take(self, part: Gathered) -> None:
+        """Take over the moments of some spaces; `part` is empty afterwards."""
         spaces = self.setting.skeleton.graph.spaces
         self.moments.update({spaces[k].name: value for k, value in part.moments.items()})
         self.chance.update({spaces[k].name: value for k, value in part.chance.items()})
         self.members.update({spaces[k].name: self.setting.members(k) for k in part.moments})
         self.nested.update(part.nested)
+        for found in (part.moments, part.nested, part.chance):
+            found.clear()
 
     def forget(self) -> None:
         """Drop all moments."""
@@ -95,7 +97,7 @@ def calibrate(
     bar = Progress(progress)
     found = align_parents(models, calls, depth, blocks, bar)
     for part in gather(found.setting, calls, bar, within):
-        found.add(part)
+        found.take(part)
     return found
 
 

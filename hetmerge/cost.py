@@ -8,7 +8,6 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
-from torch.export import ExportedProgram
 from torch.fx import Node
 from torch.utils import _pytree as pytree
 
@@ -16,12 +15,13 @@ from hetmerge.batches import Call
 from hetmerge.batches import samples as samples_of
 from hetmerge.cutting import Cut
 from hetmerge.execution import Schedule, Value, flat_inputs
-from hetmerge.layers import CONVOLUTIONS, Group, Layer, op_name
+from hetmerge.layers import CONVOLUTIONS, Group, Layer, op_name, tensor_names
 from hetmerge.leastsquares import RIDGES
 from hetmerge.network import Network
 from hetmerge.setting import Setting
 from hetmerge.steps import Step, steps_of, visit
 from hetmerge.systems import MOST_ROWS, System, blocks_of, folds_of, shortage, title
+from hetmerge.weights import KEPT
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,7 @@ def estimate(
         return Cost(0, (), 0, 0, 0)
     growth = _numel(flat_inputs(*c) for c in calls) / _numel([flat_inputs(*setting.call)])
     meter = _Meter()
-    ledgers = [_Ledger(network.graph.program, growth, len(calls), meter) for network in networks]
+    ledgers = [_Ledger(network, growth, len(calls), meter) for network in networks]
     folds = len(folds_of(len(calls))) if auto else 1
     steps = steps_of(merged, setting, refit=refit, cut=cut)
     systems, flops = [], 0.0
@@ -103,12 +103,14 @@ def estimate(
             flops += _flops(system, width, blocks, folds)
             meter.note(0, _scratch(ledgers[0], step, system, width, blocks, folds))
         ledgers[0].compute(step.after)
-    weights = sum(_bytes(network.state.values()) for network in networks)
+        for ledger in ledgers:
+            ledger.read.clear()
+    weights = sum(_weights(network) for network in networks) + _weights(merged)
     flops += sum(_forward(network, growth) for network in networks)
     return Cost(
         total,
         tuple(systems),
-        int(meter.peak) + weights + _bytes(merged.state.values()),
+        int(meter.peak) + weights,
         int(meter.streams),
         int(flops),
     )
@@ -131,11 +133,12 @@ class _Meter:
 class _Ledger(Schedule):
     """A program whose values are the storages they would lie in: (key, bytes)."""
 
-    def __init__(
-        self, program: ExportedProgram, growth: float, batches: int, meter: _Meter
-    ) -> None:
+    def __init__(self, network: Network, growth: float, batches: int, meter: _Meter) -> None:
+        program = network.graph.program
         super().__init__(program)
         self.growth, self.batches, self.meter = growth, batches, meter
+        self.read: dict[str, int] = {}  # weights that were read from disk in this step
+        self.parameters = {} if network.in_memory else tensor_names(program)
         self.inputs = {
             _key(leaf)
             for node in program.graph.nodes
@@ -146,8 +149,9 @@ class _Ledger(Schedule):
 
     @property
     def bytes(self) -> float:
-        """Of all values that exist, each storage once."""
-        return sum(dict(pair for value in self.values.values() for pair in value).values())
+        """Of all values that exist, each storage once, and of weights that came from disk."""
+        values = dict(pair for value in self.values.values() for pair in value)
+        return sum(values.values()) + sum(self.read.values())
 
     def make(self, name: str) -> list[Value]:
         node = self.graph[name]
@@ -159,6 +163,13 @@ class _Ledger(Schedule):
         known = {key for value in self.values.values() for key, _ in value}
         new: float = sum(size for key, size in found if key not in known)
         scratch = 0.0
+        for source in node.all_input_nodes:
+            if source.name in self.parameters and op_name(node) != "embedding":
+                size = sum(leaf.numel() * leaf.element_size() for leaf in _leaves(source))
+                if size <= KEPT:
+                    self.read[source.name] = size
+                else:
+                    scratch += size
         if op_name(node) in CONVOLUTIONS:  # oneDNN works on copies in a layout of its own
             scratch = (self.size(node.all_input_nodes[0].name) + new) / self.batches
         self.meter.note(new, scratch)
@@ -241,8 +252,11 @@ def _numel(batches: Iterable[Sequence[Value]]) -> int:
     return sum(next(v.numel() for v in batch if isinstance(v, Tensor)) for batch in batches)
 
 
-def _bytes(tensors: Iterable[Tensor]) -> int:
-    return sum(t.numel() * t.element_size() for t in tensors)
+def _weights(network: Network) -> int:
+    """Bytes of tensors that are in memory all the time."""
+    if not network.in_memory:
+        return 0
+    return sum(t.numel() * t.element_size() for t in network.state.values())
 
 
 def _size(count: int) -> str:

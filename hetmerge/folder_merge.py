@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from hetmerge.applying import FITS, MergeResult, Prepared, prepare
-from hetmerge.batches import Call
+from hetmerge.batches import Call, Joint, as_given
 from hetmerge.calibration import as_calls
 from hetmerge.errors import CheckpointError
 from hetmerge.files import check_new, new_directory, replace_file
@@ -24,6 +24,7 @@ from hetmerge.options import Options
 from hetmerge.page import render
 from hetmerge.planning import AlignmentPlan, plan_statistics, setting_of
 from hetmerge.progress import Progress
+from hetmerge.vocabulary import Vocabulary
 
 RUN, PLAN = "run.json", "plan"
 
@@ -36,6 +37,7 @@ def merge_to(
     dtype: torch.dtype = torch.float32,
     out_dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD,
+    vocabulary: Vocabulary | None = None,
     prepared: Callable[[AlignmentPlan, Prepared], None] | None = None,
     finished: Callable[[Path, MergeResult], None] | None = None,
     progress: bool | None = None,
@@ -54,6 +56,8 @@ def merge_to(
         dtype: what is computed in.
         out_dtype: what is written; None: the type that the base parent is stored in.
         shard_bytes: of a file, at most.
+        vocabulary: of parents with different tokenizers, which rows of their embeddings and heads
+            meet.
         prepared: called with the plan, and what applying it costs, before it is applied.
         finished: called with the folder, still under its other name, to add files.
         progress: show bars on standard error; None: only on a terminal.
@@ -71,17 +75,18 @@ def merge_to(
     models = [p if isinstance(p, Checkpoint) else open_checkpoint(p, dtype) for p in parents]
     chosen = Options.make(options)
     calls = as_calls(models, batches, chosen.depth)
-    identity = _identity(models, calls, chosen, (dtype, out_dtype, shard_bytes))
+    identity = _identity(models, calls, chosen, (dtype, out_dtype, shard_bytes), vocabulary)
     with _unfinished(out, identity) as work:
-        plan, setting, partitions = _plan(work, models, calls, chosen, progress)
+        plan, setting, partitions = _plan(work, models, calls, chosen, vocabulary, progress)
         ready = prepare(plan, setting, partitions, calls, Place(work, out_dtype, shard_bytes))
         if prepared:
             prepared(plan, ready)
         result = ready.run(Progress(progress))
         model: Any = result.model
         model.config.save_pretrained(work)
-        if getattr(model, "generation_config", None) is not None:
-            model.generation_config.save_pretrained(work)
+        generation = models[plan.base].folder / "generation_config.json"
+        if generation.is_file():
+            shutil.copyfile(generation, work / generation.name)
         if finished:
             finished(work, result)
         text = json.dumps(result.report.to_dict(), indent=1)
@@ -127,14 +132,14 @@ def _plan(
     models: Sequence[Checkpoint],
     calls: Sequence[Call],
     options: Options,
+    vocabulary: Vocabulary | None,
     progress: bool | None,
 ) -> tuple[AlignmentPlan, Any, Any]:
     if (work / PLAN).is_dir():
         plan = AlignmentPlan.load(work / PLAN)
         return (plan, *setting_of(plan, models))
-    batches = [kwargs or args for args, kwargs in calls]
     plan, statistics, partitions = plan_statistics(
-        models, batches, progress=progress, **options.to_dict()
+        models, as_given(calls), vocabulary=vocabulary, progress=progress, **options.to_dict()
     )
     with new_directory(work / PLAN) as draft:
         plan.save(draft)
@@ -142,21 +147,33 @@ def _plan(
 
 
 def _identity(
-    models: Sequence[Checkpoint], calls: Sequence[Call], options: Options, kinds: tuple[Any, ...]
+    models: Sequence[Checkpoint],
+    calls: Sequence[Call],
+    options: Options,
+    kinds: tuple[Any, ...],
+    vocabulary: Vocabulary | None,
 ) -> str:
     """A digest of everything that decides what is written."""
     digest = hashlib.sha256(repr(kinds).encode())
     digest.update(json.dumps(options.to_dict(), sort_keys=True).encode())
+    for labels in vocabulary.labels if vocabulary else ():
+        digest.update(_bytes(labels))
     for model in models:
         digest.update((model.folder / "config.json").read_bytes())
         for name, place in sorted(model.state.stored.items()):
             known = place.path.stat()
             parts = (name, place.shape, place.dtype, place.start, known.st_size, known.st_mtime_ns)
             digest.update(repr(parts).encode())
-    for args, kwargs in calls:
-        for key, value in (*enumerate(args), *sorted(kwargs.items())):
-            digest.update(str(key).encode())
-            whole = value.contiguous().reshape(-1) if isinstance(value, Tensor) else None
-            data = repr(value).encode() if whole is None else whole.view(torch.uint8).numpy().data
-            digest.update(data)
+    for call in calls:
+        own = (*call.parents, call) if isinstance(call, Joint) else (call,)
+        for args, kwargs in own:
+            for key, value in (*enumerate(args), *sorted(kwargs.items())):
+                digest.update(f"{key}:".encode())
+                digest.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
+        for rows in call.rows if isinstance(call, Joint) else ():
+            digest.update(_bytes(rows))
     return digest.hexdigest()
+
+
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -127,8 +127,8 @@ def _places(
     for name, tensor in lost:
         if id(tensor) not in owners:
             raise CheckpointError(
-                f"{folder}: tensor {name!r} is missing (the checkpoint has {len(stored)} tensors, "
-                f"such as {next(iter(stored), None)!r})"
+                f"{folder}: holds no tensor {name!r} (but {len(stored)} others, such as "
+                f"{next(iter(stored), None)!r})"
             )
         found[name] = owners[id(tensor)]
     return found

@@ -89,8 +89,8 @@ class Matcher:
         """Match spaces as their moments come, and forget the moments."""
         check_names(width, self._spaces)
         for part in parts:
-            self.statistics.add(part)
             seen = {*part.moments, *(k for nest in part.nested for k in nest)}
+            self.statistics.take(part)
             self._match_spaces([self._spaces[k] for k in seen], width)
             self.statistics.forget()
         self._match_spaces([s for s in self._spaces if s.index not in self.partitions], width)

@@ -4,22 +4,22 @@ import shutil
 import tempfile
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
-from torch import nn
 
-from hetmerge.applying import MergeResult, prepare
+from hetmerge.applying import MergeResult, Prepared, prepare
 from hetmerge.casting import cast_model
 from hetmerge.checkpoints import save
 from hetmerge.companions import write_companions
-from hetmerge.config import MergeConfig, read_config
+from hetmerge.config import MergeConfig, bytes_of, read_config
 from hetmerge.errors import InputError
 from hetmerge.files import check_new
+from hetmerge.folder_merge import merge_to
 from hetmerge.huggingface import is_pretrained
-from hetmerge.language import Language
+from hetmerge.lazy import open_checkpoint
 from hetmerge.perplexity import score
-from hetmerge.planning import plan_statistics
+from hetmerge.planning import AlignmentPlan, plan_statistics
 from hetmerge.progress import Progress
 from hetmerge.reading import (
     Parents,
@@ -27,18 +27,25 @@ from hetmerge.reading import (
     evaluation_windows,
     find_parents,
     load_parents,
+    on_disk,
+    open_parents,
+    options_of,
+    vocabulary_of,
 )
 from hetmerge.report import Report
-from hetmerge.vocabulary import Vocabulary, embedding_rows
 
 if TYPE_CHECKING:
     from rich.console import Console
 
+Model = TypeVar("Model")
 CONFIG_COPY = "hetmerge.yaml"
 
 
 def run(config_path: Path, out: Path, console: "Console | None") -> None:
     """Do what the configuration says.
+
+    Hugging Face directories are read and written tensor by tensor; other parents, and partial
+    merges, are merged in memory.
 
     Args:
         config_path: the YAML file.
@@ -48,33 +55,77 @@ def run(config_path: Path, out: Path, console: "Console | None") -> None:
     config = read_config(config_path)
     _check(out)
     parents = find_parents(config)
-    models = load_parents(config, parents)
-    vocabulary, tokenizer = _vocabulary(parents.language, models)
-    batches = calibration_batches(config, parents.language)
+    if on_disk(config, parents):
+        result = _merge_on_disk(config, config_path, parents, out, console)
+    else:
+        result = _merge_in_memory(config, config_path, parents, out, console)
+    if console:
+        _print_report(console, result.report)
+        console.print(f"written to {out}", markup=False, highlight=False, soft_wrap=True)
+
+
+def _merge_on_disk(
+    config: MergeConfig, config_path: Path, parents: Parents, out: Path, console: "Console | None"
+) -> MergeResult:
+    models = open_parents(config, parents)
+    vocabulary, tokenizer = vocabulary_of(parents.language, [model.module for model in models])
+    batches = calibration_batches(config, parents.language, tokenizer)
     held_out = evaluation_windows(config, parents.language, tokenizer)
-    options = {
-        **config.parameters.model_dump(),
-        "match": config.merge_method,
-        "weights": config.weights,
-    }
+
+    def prepared(plan: AlignmentPlan, ready: Prepared) -> None:
+        _show(console, plan, ready)
+
+    def finished(folder: Path, result: MergeResult) -> None:
+        result.report.sources = parents.described(config)
+        merged = open_checkpoint(folder, models[0].state.dtype) if held_out else None
+        for m, (who, model) in enumerate(_scored(models, merged) if merged else ()):
+            result.report.scores[who] = score(model, held_out, m)
+        configuration = config_path.read_text(encoding="utf-8")
+        (folder / CONFIG_COPY).write_text(configuration, encoding="utf-8")
+        write_companions(folder, parents, tokenizer, result.report, result.plan, configuration)
+
+    return merge_to(
+        out,
+        models,
+        batches,
+        dtype=getattr(torch, config.dtype),
+        out_dtype=getattr(torch, config.out_dtype) if config.out_dtype else None,
+        shard_bytes=bytes_of(config.max_shard_size),
+        vocabulary=vocabulary,
+        prepared=prepared,
+        finished=finished,
+        progress=None if console else False,
+        **options_of(config),
+    )
+
+
+def _merge_in_memory(
+    config: MergeConfig, config_path: Path, parents: Parents, out: Path, console: "Console | None"
+) -> MergeResult:
+    models = load_parents(config, parents)
+    vocabulary, tokenizer = vocabulary_of(parents.language, models)
+    batches = calibration_batches(config, parents.language, tokenizer)
+    held_out = evaluation_windows(config, parents.language, tokenizer)
     progress = None if console else False
     plan, statistics, partitions = plan_statistics(
-        models, batches, vocabulary=vocabulary, progress=progress, **options
+        models, batches, vocabulary=vocabulary, progress=progress, **options_of(config)
     )
-    prepared = prepare(plan, statistics.setting, partitions, statistics.calls)
-    if console:
-        text = f"{plan.summary()}\n{prepared.cost.summary()}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
-    result = prepared.run(Progress(progress))
+    ready = prepare(plan, statistics.setting, partitions, statistics.calls)
+    _show(console, plan, ready)
+    result = ready.run(Progress(progress))
     if config.out_dtype:
         cast_model(result.model, getattr(torch, config.out_dtype))
     result.report.sources = parents.described(config)
     for m, (who, model) in enumerate(_scored(models, result.model) if held_out else ()):
         result.report.scores[who] = score(model, held_out, m)
     _write(result, parents, tokenizer, config, config_path, out)
+    return result
+
+
+def _show(console: "Console | None", plan: AlignmentPlan, ready: Prepared) -> None:
     if console:
-        _print_report(console, result.report)
-        console.print(f"written to {out}", markup=False, highlight=False, soft_wrap=True)
+        text = f"{plan.summary()}\n{ready.cost.summary()}"
+        console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
 def _check(out: Path) -> None:
@@ -83,18 +134,7 @@ def _check(out: Path) -> None:
         raise InputError(f"{out}: {out.absolute().parent} is not a folder")
 
 
-def _vocabulary(
-    language: Language | None, models: Sequence[nn.Module]
-) -> tuple[Vocabulary | None, Any]:
-    """Which rows of the vocabulary meet, and the merged network's tokenizer."""
-    if language is None:
-        return None, None
-    if not language.shared:
-        language.adopt_ids([model.config for model in models])
-    return language.vocabulary([embedding_rows(model) for model in models])
-
-
-def _scored(models: Sequence[nn.Module], merged: nn.Module) -> list[tuple[str, nn.Module]]:
+def _scored(models: Sequence[Model], merged: Model) -> list[tuple[str, Model]]:
     return [*((f"parent {m}", model) for m, model in enumerate(models)), ("merged", merged)]
 
 

@@ -3,14 +3,20 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from hetmerge.alignment import find_stages
+from hetmerge.batches import Call
 from hetmerge.errors import InputError
+from hetmerge.execution import Walker, flat_inputs
+from hetmerge.lazy import Checkpoint
+from hetmerge.network import Network, release
+from hetmerge.weights import Held
 from hetmerge.windows import Windows
 
 CHUNK = 128  # positions whose log-probabilities over the whole vocabulary exist at a time
@@ -23,7 +29,9 @@ def is_causal(name: str) -> bool:
     return name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()
 
 
-def score(model: nn.Module, windows: Sequence[Windows], member: int) -> dict[str, float]:
+def score(
+    model: nn.Module | Checkpoint, windows: Sequence[Windows], member: int
+) -> dict[str, float]:
     """Perplexity per token and bits per byte of a causal language model.
 
     In each window the tokens behind the first common end count, each given all before it. So models
@@ -31,35 +39,70 @@ def score(model: nn.Module, windows: Sequence[Windows], member: int) -> dict[str
     bits per byte (sum of -log2 p over the tokens, by UTF-8 bytes of text) do not.
 
     Args:
-        model: a transformers model with a head over its vocabulary, in eval mode.
+        model: a transformers model with a head over its vocabulary, in eval mode; a checkpoint is
+            run layer by layer, each weight read once.
         windows: from :func:`hetmerge.windows.aligned_windows`.
         member: which of the windows' models it is.
 
     Raises:
         InputError: the model's scores are not finite.
     """
-    total, tokens, size = 0.0, 0, 0
-    for batch in windows:
-        inputs, shared = batch.inputs[member], batch.shared[member]
-        for row in range(len(shared)):
-            at = shared[row][shared[row] >= 0]
-            first, last = int(at[0]), int(at[-1])
-            ids = inputs["input_ids"][row : row + 1, : last + 1]
-            total += _surprise(model, ids, first)
+    total, tokens = 0.0, 0
+    spans = [_spans(batch.shared[member]) for batch in windows]
+    ids = [batch.inputs[member]["input_ids"] for batch in windows]
+    found = _streamed(model, ids) if isinstance(model, Checkpoint) else _run(model, ids)
+    for batch, logits, ends in zip(ids, found, spans, strict=True):
+        for row, (first, last) in enumerate(ends):
+            total += _surprise(logits[row], batch[row], first, last)
             tokens += last - first
-        size += int(batch.bytes.sum())
+    size = sum(int(batch.bytes.sum()) for batch in windows)
     if not math.isfinite(total):
-        raise InputError(f"evaluation: the scores of {type(model).__name__} are not finite")
+        name = model.folder if isinstance(model, Checkpoint) else type(model).__name__
+        raise InputError(f"evaluation: the scores of {name} are not finite")
     return {"perplexity": math.exp(total / tokens), "bits per byte": total / math.log(2) / size}
 
 
-def _surprise(model: Any, ids: Tensor, first: int) -> float:
-    """Sum of -ln p of the tokens behind position `first` of ids [1, L]."""
-    ids = ids.to(next(model.parameters()).device)
-    with torch.no_grad():
-        logits = model(input_ids=ids).logits[0]
+def _spans(shared: Tensor) -> list[tuple[int, int]]:
+    """Per window, its first and last common end as positions in the model's input."""
+    return [(int(row[row >= 0][0]), int(row[row >= 0][-1])) for row in shared]
+
+
+def _run(model: Any, batches: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """Logits [L, V] of each row; padding stands behind the text, where nothing looks back from."""
+    device = next(model.parameters()).device
+    for ids in batches:
+        with torch.no_grad():
+            yield [model(input_ids=row[None].to(device)).logits[0] for row in ids]
+
+
+def _streamed(model: Checkpoint, batches: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
+    """The same from disk: the stream of all windows unit by unit, then the head row by row."""
+    calls: list[Call] = [((), {"input_ids": ids}) for ids in batches]
+    network = Network(model, calls[0], str(model.folder), fold=False)
+    walker = network.walk(calls)
+    for stage in find_stages([network])[0]:
+        for unit in stage.units:
+            walker.value(unit.output)
+            release([network])
+    head = max(network.layers, key=lambda layer: network.nodes.order[layer.node])
+    (end,) = network.graph.outputs[:1]
+    streams = walker.value(head.source)
+    release([network])
+    kept = Held(network.state)
+    for program, stream, call in zip(walker.programs, streams, calls, strict=True):
+        found = []
+        for row in stream.split(1):
+            tail = Walker([program], kept, [flat_inputs(*call)])
+            tail.give(head.source, [row])
+            found.append(tail.value(end)[0][0])
+        yield found
+
+
+def _surprise(logits: Tensor, ids: Tensor, first: int, last: int) -> float:
+    """Sum of -ln p of the tokens behind position `first`, up to `last`, of ids [L]."""
     total = 0.0
-    for at in range(first, ids.shape[1] - 1, CHUNK):
-        part = logits[at : min(at + CHUNK, ids.shape[1] - 1)].float()
-        total += float(F.cross_entropy(part, ids[0, at + 1 : at + 1 + len(part)], reduction="sum"))
+    for at in range(first, last, CHUNK):
+        part = logits[at : min(at + CHUNK, last)].float()
+        wanted = ids[at + 1 : at + 1 + len(part)].to(part.device)
+        total += float(F.cross_entropy(part, wanted, reduction="sum"))
     return total

@@ -232,7 +232,7 @@ def plan_statistics(
         matching = Matcher(statistics, chosen).match_stream(parts, chosen.width)
     else:
         for part in parts:
-            statistics.add(part)
+            statistics.take(part)
         if chosen.match == "auto":
             matching, trials = choose(statistics, chosen, bar)
         else:

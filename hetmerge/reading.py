@@ -15,10 +15,12 @@ from hetmerge.errors import InputError
 from hetmerge.hub import Source, fetch, find
 from hetmerge.inputs import TEXT_BATCH, array_batches, token_batches
 from hetmerge.language import Language, read_language
+from hetmerge.lazy import Checkpoint, open_checkpoint
 from hetmerge.perplexity import is_causal
 from hetmerge.pretrained import architecture_of, is_huggingface
 from hetmerge.sources import check_source, load_model
 from hetmerge.texts import text_of
+from hetmerge.vocabulary import Vocabulary, embedding_rows
 from hetmerge.windows import Windows, aligned_windows
 
 
@@ -80,8 +82,48 @@ def load_parents(config: MergeConfig, parents: Parents) -> list[nn.Module]:
     ]
 
 
-def calibration_batches(config: MergeConfig, language: Language | None) -> list[Any]:
-    """Inputs for all parents, or :class:`Windows` with inputs for each where tokenizers differ."""
+def on_disk(config: MergeConfig, parents: Parents) -> bool:
+    """Every parent is a Hugging Face directory, and nothing asks for modules in memory."""
+    whole = config.parameters.stop_at is None and config.parameters.budget is None
+    local = len(parents.folders) == len(parents.sources)
+    return whole and local and not config.trust_remote_code
+
+
+def open_parents(config: MergeConfig, parents: Parents) -> list[Checkpoint]:
+    """Every parent's checkpoint; no weight is read."""
+    return [open_checkpoint(folder, getattr(torch, config.dtype)) for folder in parents.folders]
+
+
+def options_of(config: MergeConfig) -> dict[str, Any]:
+    """The options of the merge."""
+    return {
+        **config.parameters.model_dump(),
+        "match": config.merge_method,
+        "weights": config.weights,
+    }
+
+
+def vocabulary_of(
+    language: Language | None, models: Sequence[Any]
+) -> tuple[Vocabulary | None, Any]:
+    """Which rows of the vocabulary meet, and the merged network's tokenizer.
+
+    Args:
+        models: per parent, a transformers model; its configuration gets the ids that are kept.
+    """
+    if language is None:
+        return None, None
+    if not language.shared:
+        language.adopt_ids([model.config for model in models])
+    return language.vocabulary([embedding_rows(model) for model in models])
+
+
+def calibration_batches(config: MergeConfig, language: Language | None, merged: Any) -> list[Any]:
+    """Inputs for all parents, or :class:`Windows` with inputs for each where tokenizers differ.
+
+    Args:
+        merged: the merged network's tokenizer.
+    """
     calibration = config.calibration
     if language is None:
         return array_batches(calibration, getattr(torch, config.dtype))
@@ -93,7 +135,7 @@ def calibration_batches(config: MergeConfig, language: Language | None) -> list[
         )
     return aligned_windows(
         text_of(calibration),
-        language.tokenizers,
+        [*language.tokenizers, merged],
         tokens=calibration.tokens,
         sequence_length=calibration.sequence_length,
         batch_size=calibration.batch_size or TEXT_BATCH,

@@ -11,7 +11,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from hetmerge.errors import CheckpointError, InputError
+from hetmerge.casting import cast
+from hetmerge.errors import CheckpointError
 from hetmerge.shards import DTYPES, INDEX, WHOLE, Stored, read_header
 
 JOURNAL = "finished.jsonl"  # names of the tensors whose bytes are all there
@@ -48,11 +49,11 @@ class ShardWriter:
         """Put a tensor, or some of its rows, where it belongs.
 
         Raises:
-            InputError: a number that the stored type cannot hold; the tensor is named.
-            CheckpointError: the file cannot be written.
+            CheckpointError: a number is too large for the stored type, or the file cannot be
+                written.
         """
         place = self.places[name]
-        stored = self._narrowed(name, tensor)
+        stored = cast(name, tensor.detach(), self.like[name].dtype).contiguous()
         wanted = place.shape if rows is None else (len(rows), *place.shape[1:])
         assert tuple(stored.shape) == tuple(wanted), (name, stored.shape, wanted)
         offset = place.start
@@ -89,17 +90,6 @@ class ShardWriter:
             body = {"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}
             (self.folder / INDEX).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
         (self.folder / JOURNAL).unlink(missing_ok=True)
-
-    def _narrowed(self, name: str, tensor: Tensor) -> Tensor:
-        dtype = self.like[name].dtype
-        stored = tensor.detach().to(dtype).contiguous()
-        if not bool(torch.isfinite(stored).all()) and bool(torch.isfinite(tensor).all()):
-            raise InputError(
-                f"out_dtype: {str(dtype).removeprefix('torch.')} cannot hold tensor {name!r} "
-                f"(largest magnitude {float(tensor.abs().max()):.4g}, allowed "
-                f"{torch.finfo(dtype).max:.4g}); use bfloat16 or float32"
-            )
-        return stored
 
     def _check_space(self) -> None:
         free = shutil.disk_usage(self.folder).free

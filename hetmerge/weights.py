@@ -133,6 +133,28 @@ def _finite(tensor: Tensor, label: str, name: str) -> Tensor:
     return tensor
 
 
+class Held(State):
+    """Another state, whose tensors stay in memory once they were asked for."""
+
+    def __init__(self, state: State) -> None:
+        self._state = state
+        self._kept: dict[str, Tensor] = {}
+
+    def __getitem__(self, name: str) -> Tensor:
+        if name not in self._kept:
+            self._kept[name] = self._state[name]
+        return self._kept[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._state)
+
+    def __len__(self) -> int:
+        return len(self._state)
+
+    def put(self, name: str, tensor: Tensor) -> None:
+        raise NotImplementedError("a held state is only read")
+
+
 def read(place: Stored, rows: Tensor | slice | None = None) -> Tensor:
     """A stored tensor, or some of its rows: an increasing int64 index [n], or a slice of step 1.
 

@@ -112,6 +112,24 @@ def test_two_llamas_become_a_directory_that_transformers_loads(language: Path, r
 
 
 @pytest.mark.slow
+@pytest.mark.parametrize("source", ["base", "union"])
+def test_different_tokenizers_become_one(language: Path, run: Run, source: str) -> None:
+    write_tokenizer(language / "shallow", TEXT.upper() + TEXT)
+    (language / "held.txt").write_text(TEXT[100:2000].replace("fox", "ox"))
+    evaluation = {"path": "held.txt", "tokens": 64, "sequence_length": 16}
+    configure(language, tokenizer={"source": source}, evaluation=evaluation)
+    done = run("merge", "config.yaml", "out")
+    assert done.code == 0, done.err
+    merged = transformers.AutoModelForCausalLM.from_pretrained(language / "out")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(language / "out")
+    assert merged.config.vocab_size == merged.get_input_embeddings().num_embeddings
+    assert len(tokenizer) <= merged.config.vocab_size
+    assert merged(torch.tensor([tokenizer("the fox")["input_ids"]])).logits.isfinite().all()
+    scores = json.loads((language / "out" / "report.json").read_text())["scores"]
+    assert list(scores) == ["parent 0", "parent 1", "merged"]
+
+
+@pytest.mark.slow
 def test_all_weight_on_one_llama_returns_it(language: Path, run: Run) -> None:
     models = [{"model": name, "parameters": {"weight": float(name == "deep")}} for name in SHAPES]
     configure(language, models=models, parameters={"refit": False})

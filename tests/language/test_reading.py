@@ -65,7 +65,7 @@ def test_one_tokenizer_needs_no_policy(folders: Path) -> None:
     assert vocabulary.labels[1].tolist() == [*range(rows[0]), -1, -1]
     assert tokenizer is language.tokenizers[0]
     assert language.vocabulary([rows[0], rows[0]]) == (None, tokenizer)
-    (batch,) = calibration_batches(settings, language)
+    (batch,) = calibration_batches(settings, language, tokenizer)
     assert batch["input_ids"].shape == (4, 32)
     (held,) = evaluation_windows(settings, language, tokenizer)
     assert len(held.inputs) == 3
@@ -105,9 +105,10 @@ def test_policies(folders: Path, source: str, index: int) -> None:
     else:
         assert tokenizer is own
         assert vocabulary.width == rows[index]
-    (batch,) = calibration_batches(settings, language)
+    (batch,) = calibration_batches(settings, language, tokenizer)
     assert isinstance(batch, Windows)
-    for model, inputs, shared in zip(models, batch.inputs, batch.shared, strict=True):
+    assert len(batch.inputs) == 3
+    for model, inputs, shared in zip(models, batch.inputs[:2], batch.shared[:2], strict=True):
         with torch.no_grad():
             assert model(**inputs).logits.isfinite().all()
         assert shared.shape == batch.shared[0].shape
