@@ -72,19 +72,31 @@ def align(
         AlignmentError: the parents' stages do not correspond.
     """
     stages = find_stages(networks, blocks)
-    ranks = _ranks(networks, stages)
-    base = max(range(len(networks)), key=ranks.__getitem__)
-    uneven = [
-        s for s in range(len(stages[0])) if len({len(parent[s].units) for parent in stages}) > 1
-    ]
     similarity = {}
     if stages[0] and len(networks) > 1:
         similarity = _similarity(networks, stages, batches, progress or Progress(False))
+    return _aligned(networks, stages, similarity, depth)
+
+
+def align_by_position(networks: Sequence[Network]) -> Alignment:
+    """The units of every parent spread evenly: nothing is run, the merged depths are the same."""
+    return _aligned(networks, find_stages(networks), {}, "uniform")
+
+
+def _aligned(
+    networks: Sequence[Network],
+    stages: list[list[Stage]],
+    similarity: dict[str, list[Tensor]],
+    depth: str,
+) -> Alignment:
+    ranks = _ranks(networks, stages)
+    base = max(range(len(networks)), key=ranks.__getitem__)
     slots: list[Slots] = [[list(range(len(s.units))) for s in parent] for parent in stages]
-    for s in uneven:
+    for s in range(len(stages[0])):
         deepest = max(len(parent[s].units) for parent in stages)
         for m, parent in enumerate(stages):
-            table = similarity[stages[base][s].name][m]
+            tables = similarity.get(stages[base][s].name)
+            table = tables[m] if tables else torch.zeros(0)
             starts = _starts(table, deepest, len(parent[s].units), depth)
             slots[m][s] = [starts.index(i) if i in starts else None for i in range(deepest)]
     return Alignment(stages, slots, similarity, base)

@@ -98,6 +98,24 @@ def merge(
 
 
 @app.command()
+def plan(
+    config: Annotated[Path, typer.Argument(help="YAML file of a merge.", show_default=False)],
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line only.")] = False,
+) -> None:
+    """Say what merging CONFIG will make and take: shapes, memory, disk, work; reads no weights."""
+    from hetmerge import plan_command
+    from hetmerge.config import read_config
+
+    found = plan_command.run(config)
+    shown = (
+        json.dumps(found.to_dict())
+        if as_json
+        else plan_command.text(found, read_config(config), Path())
+    )
+    sys.stdout.write(shown + "\n")
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="A model folder, or module:function.")],
     shape: Annotated[

@@ -51,8 +51,8 @@ class Cost:
     def summary(self) -> str:
         """The cost in words."""
         lines = [
-            f"cost: {self.samples} calibration inputs, peak memory {_size(self.peak_bytes)} "
-            f"(activations {_size(self.stream_bytes)}), {self.flops / 1e9:,.0f} GFLOP"
+            f"cost: {self.samples} calibration inputs, peak memory {size_of(self.peak_bytes)} "
+            f"(activations {size_of(self.stream_bytes)}), {self.flops / 1e9:,.0f} GFLOP"
         ]
         if self.systems:
             most = max(self.systems, key=lambda s: s.inputs)
@@ -86,8 +86,8 @@ def estimate(
     if not calls:
         return Cost(0, (), 0, 0, 0)
     growth = _numel(flat_inputs(*c) for c in calls) / _numel([flat_inputs(*setting.call)])
-    meter = _Meter()
-    ledgers = [_Ledger(network, growth, len(calls), meter) for network in networks]
+    meter = Meter()
+    ledgers = [Ledger(network, growth, len(calls), meter) for network in networks]
     folds = len(folds_of(len(calls))) if auto else 1
     steps = steps_of(merged, setting, refit=refit, cut=cut)
     systems, flops = [], 0.0
@@ -106,7 +106,7 @@ def estimate(
         for ledger in ledgers:
             ledger.read.clear()
     weights = sum(_weights(network) for network in networks) + _weights(merged)
-    flops += sum(_forward(network, growth) for network in networks)
+    flops += sum(forward_flops(network, growth) for network in networks)
     return Cost(
         total,
         tuple(systems),
@@ -116,11 +116,11 @@ def estimate(
     )
 
 
-class _Meter:
+class Meter:
     """The most bytes at one time, over all ledgers."""
 
     def __init__(self) -> None:
-        self.ledgers: list[_Ledger] = []
+        self.ledgers: list[Ledger] = []
         self.peak = self.streams = 0.0
 
     def note(self, new: float, scratch: float) -> None:
@@ -130,10 +130,10 @@ class _Meter:
         self.peak = max(self.peak, streams + scratch)
 
 
-class _Ledger(Schedule):
+class Ledger(Schedule):
     """A program whose values are the storages they would lie in: (key, bytes)."""
 
-    def __init__(self, network: Network, growth: float, batches: int, meter: _Meter) -> None:
+    def __init__(self, network: Network, growth: float, batches: int, meter: Meter) -> None:
         program = network.graph.program
         super().__init__(program)
         self.growth, self.batches, self.meter = growth, batches, meter
@@ -214,7 +214,7 @@ def _flops(system: System, width: int, blocks: int, folds: int) -> float:
 
 
 def _scratch(
-    ledger: _Ledger, step: Step, system: System, width: int, blocks: int, folds: int
+    ledger: Ledger, step: Step, system: System, width: int, blocks: int, folds: int
 ) -> float:
     """Bytes that solving one group needs besides the activations."""
     square = 8 * blocks * system.inputs**2
@@ -234,12 +234,12 @@ def _scratch(
     return held + max((batch + targets) / ledger.batches + 3 * square, 4 * square)
 
 
-def _grid(ledger: _Ledger, name: str, spatial: int) -> Sequence[int]:
+def _grid(ledger: Ledger, name: str, spatial: int) -> Sequence[int]:
     shape: torch.Size = ledger.graph[name].meta["val"].shape
     return shape[len(shape) - spatial :]
 
 
-def _forward(network: Network, growth: float) -> float:
+def forward_flops(network: Network, growth: float) -> float:
     """Operations of all layers in one pass over the batches."""
     found = 0.0
     for layer in network.layers:
@@ -259,5 +259,6 @@ def _weights(network: Network) -> int:
     return sum(t.numel() * t.element_size() for t in network.state.values())
 
 
-def _size(count: int) -> str:
+def size_of(count: float) -> str:
+    """Bytes in words."""
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.0f} MB"

@@ -36,7 +36,7 @@ class Gathered:
 
 
 @dataclass(frozen=True)
-class _Visit:
+class Visit:
     """A view of a space, or of an axis that is an outer and an inner space (`nest`)."""
 
     view: View
@@ -53,14 +53,9 @@ def gather(
     disk run unit by unit over all batches, which reads every weight once and keeps the streams of
     all batches; moments come as soon as their spaces have been seen everywhere.
     """
-    views = _shared_views(setting)
-    nests = _nested_views(setting, views)
-    order = setting.skeleton.nodes.order
-    visits = [_Visit(view, space) for space, found in views.items() for view in found]
-    visits += [_Visit(view, nest[0], nest) for nest, found in nests.items() for view in found]
-    visits.sort(key=lambda visit: order.get(visit.view.node, -1))
+    visits = visits_of(setting)
     on_disk = not setting.skeleton.in_memory
-    segments = _by_unit(setting, visits) if on_disk else [visits]
+    segments = by_unit(setting, visits) if on_disk else [visits]
     runs = [_walkers(setting, call) for call in calls] if on_disk else [None] * len(calls)
     gathering = _Gathering(setting, within)
     for number, segment in enumerate(_tracked(progress, segments, on_disk)):
@@ -76,9 +71,19 @@ def gather(
         yield gathering.complete(later)
 
 
+def visits_of(setting: Setting) -> list[Visit]:
+    """Every view that tells something, in the order in which it is reached."""
+    views = _shared_views(setting)
+    nests = _nested_views(setting, views)
+    order = setting.skeleton.nodes.order
+    visits = [Visit(view, space) for space, found in views.items() for view in found]
+    visits += [Visit(view, nest[0], nest) for nest, found in nests.items() for view in found]
+    return sorted(visits, key=lambda visit: order.get(visit.view.node, -1))
+
+
 def _tracked(
-    progress: Progress, segments: list[list[_Visit]], on_disk: bool
-) -> Iterator[list[_Visit]]:
+    progress: Progress, segments: list[list[Visit]], on_disk: bool
+) -> Iterator[list[Visit]]:
     return progress.track(segments, "moments of spaces") if on_disk else iter(segments)
 
 
@@ -86,11 +91,11 @@ def _walkers(setting: Setting, call: Call) -> list[Walker]:
     return [network.walk([call]) for network in setting.parents]
 
 
-def _by_unit(setting: Setting, visits: Sequence[_Visit]) -> list[list[_Visit]]:
+def by_unit(setting: Setting, visits: Sequence[Visit]) -> list[list[Visit]]:
     """The visits of each unit of the skeleton, and of what is in front of it."""
     order = setting.skeleton.nodes.order
     ends = sorted(order[unit.output] for stage in setting.stages for unit in stage.units)
-    segments: list[list[_Visit]] = [[] for _ in range(len(ends) + 1)]
+    segments: list[list[Visit]] = [[] for _ in range(len(ends) + 1)]
     for visit in visits:
         at = order.get(visit.view.node, -1)
         segments[sum(end < at for end in ends)].append(visit)
@@ -105,7 +110,7 @@ class _Gathering:
         self.found = Gathered()
         self.groups = _tied(setting)
 
-    def visit(self, walkers: Sequence[Walker], call: Call, visit: _Visit, by_chance: bool) -> None:
+    def visit(self, walkers: Sequence[Walker], call: Call, visit: Visit, by_chance: bool) -> None:
         """Add what the parents' features are at one view of one batch."""
         setting, found, space = self.setting, self.found, visit.space
         if visit.nest:
@@ -190,7 +195,7 @@ def _update(
     setting: Setting,
     walkers: Sequence[Walker],
     call: Call,
-    visit: _Visit,
+    visit: Visit,
     moments: Moments,
     shifted: bool = False,
 ) -> None:

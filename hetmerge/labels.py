@@ -27,6 +27,8 @@ def similarity_of(moments: Moments) -> Tensor:
     dead = similarity.diagonal() == 0
     if bool((similarity.diagonal()[~dead] < 0.999).any()):
         similarity = _scale_free(moments, dead)
+    if not bool(dead.any()):
+        return similarity
     parent = torch.repeat_interleave(torch.arange(len(moments.sizes)), torch.tensor(moments.sizes))
     both = dead[:, None] & dead[None]
     same = parent[:, None] == parent[None]
@@ -97,7 +99,13 @@ def canonical_order(similarity: Tensor, sizes: Sequence[int]) -> list[int]:
 
 
 def zip_labels(
-    similarity: Tensor, sizes: Sequence[int], width: int, alpha: float, beta: float, backend: str
+    similarity: Tensor,
+    sizes: Sequence[int],
+    width: int,
+    alpha: float,
+    beta: float,
+    backend: str,
+    overwrite: bool = False,
 ) -> tuple[Tensor, bool]:
     """Labels of elastic zip, whatever the order of the parents, and whether budgets were relaxed.
 
@@ -107,6 +115,7 @@ def zip_labels(
     Args:
         similarity: [sum(sizes), sum(sizes)] correlations.
         sizes: features per parent.
+        overwrite: use the similarity as workspace, as :func:`hetmerge.ops.zip_match_info` does.
 
     Returns:
         int64 [sum(sizes)] in [0, width); True if a budget had to be dropped.
@@ -115,9 +124,9 @@ def zip_labels(
     spans = torch.arange(sum(sizes)).split(list(sizes))
     index = torch.cat([spans[m] for m in order])
     if order != sorted(order):
-        similarity = similarity[index][:, index]
+        similarity = similarity[index[:, None], index]
     counts = [sizes[m] for m in order]
-    found = zip_match_info(similarity, counts, width, alpha, beta, backend)
+    found = zip_match_info(similarity, counts, width, alpha, beta, backend, overwrite)
     labels = torch.empty_like(index)
     labels[index] = torch.as_tensor(found.labels).long()
     return labels, found.relaxed

@@ -184,22 +184,28 @@ class Matcher:
         similarity = self.similarities.get(space.index)
         moments = self.statistics.moments.get(space.name)
         if similarity is None and moments is None:
-            self.notes.append(
-                f"space {space.name!r} cannot be compared in activations: matched by position"
-            )
-            return positional_partition(space.name, sizes, target)
+            return self._unseen(space, sizes, target)
         if options.match == "select" and not nested(self._spaces, space.index):
             assert moments is not None
             return self._select(space, moments, sizes, target)
         if similarity is None:
             assert moments is not None
             similarity = similarity_of(moments)
-            if self.streams:
-                del self.statistics.moments[space.name], moments
+        shown = similarity
+        if self.streams:  # matching takes the memory of what it reads
+            self.statistics.moments.pop(space.name, None)
+            del moments
+            shown = similarity.float()
         partition = self._heard(space, options.match, similarity, sizes, target)
         chance = self.statistics.chance.get(space.name)
-        self.agreements[space.index] = agreement(similarity, sizes, partition.labels, chance)
+        self.agreements[space.index] = agreement(shown, sizes, partition.labels, chance)
         return partition
+
+    def _unseen(self, space: Space, sizes: dict[int, int], target: int) -> Partition:
+        self.notes.append(
+            f"space {space.name!r} cannot be compared in activations: matched by position"
+        )
+        return positional_partition(space.name, sizes, target)
 
     def _select(
         self, space: Space, moments: Moments, sizes: dict[int, int], target: int
@@ -271,7 +277,13 @@ class Matcher:
             labels = permute_labels(similarity, counts, target)
         else:
             labels, relaxed = zip_labels(
-                similarity, counts, target, options.alpha, options.beta, options.backend
+                similarity,
+                counts,
+                target,
+                options.alpha,
+                options.beta,
+                options.backend,
+                overwrite=self.streams,
             )
             if relaxed:
                 self.notes.append(

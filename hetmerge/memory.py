@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import sys
+from pathlib import Path
 
 
 def trim() -> None:
@@ -16,3 +18,20 @@ def trim() -> None:
         trim_heap = getattr(ctypes.CDLL(None), "malloc_trim", None)
         if trim_heap is not None:
             trim_heap(0)
+
+
+def resident() -> int:
+    """Bytes of physical memory that this process holds; 0 where the system does not tell."""
+    try:
+        pages = int(Path("/proc/self/statm").read_text(encoding="ascii").split()[1])
+    except OSError:
+        return 0
+    return pages * os.sysconf("SC_PAGE_SIZE")
+
+
+def total() -> int:
+    """Bytes of physical memory of this machine; 0 where the system does not tell."""
+    try:
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    except (ValueError, OSError):
+        return 0

@@ -53,7 +53,7 @@ def realise_on_disk(setting: Setting, projector: Projector, place: Place) -> Rea
     names: dict[int, str] = {}
     owners = {n: names.setdefault(id(t), n) for n, t in tensors_of(model) if n in stored}
     tensors = dict(tensors_of(model))
-    dtype = place.dtype or _stored_dtype(setting)
+    dtype = place.dtype or stored_type(setting)
     like = {
         name: torch.empty_like(tensors[name], device="meta", dtype=_kind(tensors[name], dtype))
         for name in dict.fromkeys(owners.values())
@@ -85,7 +85,8 @@ def _first(setting: Setting) -> OnDisk:
     return state
 
 
-def _stored_dtype(setting: Setting) -> torch.dtype:
+def stored_type(setting: Setting) -> torch.dtype:
+    """The type of the base parent's largest tensor."""
     places = _first(setting).stored.values()
     return max(places, key=lambda place: place.stop - place.start).dtype
 

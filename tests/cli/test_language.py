@@ -141,6 +141,34 @@ def test_all_weight_on_one_llama_returns_it(language: Path, run: Run) -> None:
     torch.testing.assert_close(merged, deep, atol=1e-4, rtol=1e-4)
 
 
+def test_a_plan_is_made_without_weights(language: Path, run: Run) -> None:
+    configure(language, out_dtype="bfloat16")
+    done = run("plan", "config.yaml", "--json")
+    assert done.code == 0, done.err
+    found = json.loads(done.out)
+    assert (found["model"], found["dtype"]) == ("LlamaForCausalLM", "bfloat16")
+    assert found["bytes"] == 2 * found["parameters"]
+    done = run("plan", "config.yaml")
+    assert done.code == 0, done.err
+    for part in ("parent 0: deep", "result: LlamaForCausalLM", "memory: peak", "disk: ", "work: "):
+        assert part in done.out
+    assert "problem" not in done.out
+    assert not (language / "out").exists()
+
+
+def test_a_plan_names_what_is_wrong(language: Path, run: Run) -> None:
+    configure(language, parameters={"stop_at": 1})
+    done = run("plan", "config.yaml")
+    assert done.code == 2
+    assert "models: a plan is made from Hugging Face directories without" in done.err
+    (language / "deep" / "model.safetensors").unlink()
+    configure(language)
+    done = run("plan", "config.yaml")
+    assert done.code == 2
+    assert "deep" in done.err
+    assert "safetensors" in done.err
+
+
 def test_different_vocabularies_are_refused(language: Path, run: Run) -> None:
     write_tokenizer(language / "shallow", TEXT.upper())
     configure(language)

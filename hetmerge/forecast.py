@@ -1,0 +1,246 @@
+"""What a merge of checkpoints will make and take, from configurations and headers alone."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+import torch
+
+from hetmerge.alignment import align_by_position
+from hetmerge.batches import Call, positions
+from hetmerge.calibration import Statistics
+from hetmerge.cost import Ledger, Meter, estimate, forward_flops
+from hetmerge.family_sizes import fit_family
+from hetmerge.gathering import CHANCE_FEATURES, Visit, by_unit, visits_of
+from hetmerge.huggingface import merged_config
+from hetmerge.lazy import Checkpoint, empty
+from hetmerge.matching import Matcher
+from hetmerge.memory import resident
+from hetmerge.network import Network
+from hetmerge.on_disk import stored_type
+from hetmerge.ops.panels import length
+from hetmerge.options import Options
+from hetmerge.partition import Partition
+from hetmerge.setting import Setting, build_setting
+from hetmerge.tracing.spaces import Space
+from hetmerge.vocabulary import Vocabulary
+from hetmerge.weights import OnDisk
+
+SIDE = 1024  # of the products that tell how fast this machine is
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A merge before any weight is read.
+
+    Attributes:
+        parents: per parent its folder, class, parameters, bytes and type on disk.
+        model: class of the result.
+        changed: fields of its configuration that differ from the base parent's -> value.
+        parameters: of the result.
+        bytes: of its weights on disk.
+        dtype: they are written in.
+        widths: space -> (sizes in the parents, merged size).
+        merged, copied, dropped: tensors of the result that come from several parents or from one,
+            and tensors of parents that nothing reads.
+        process_bytes: what the process holds before it starts.
+        planning_bytes, applying_bytes: what comes on top while moments are gathered and matched,
+            and while the merged network is written.
+        flops: floating-point operations in all.
+        seconds: what they take at the rate of matrix products on this machine.
+        notes: remarks.
+    """
+
+    parents: list[dict[str, Any]]
+    model: str
+    changed: dict[str, Any]
+    parameters: int
+    bytes: int
+    dtype: str
+    widths: dict[str, tuple[list[int | None], int]]
+    merged: int
+    copied: int
+    dropped: int
+    process_bytes: int
+    planning_bytes: int
+    applying_bytes: int
+    flops: int
+    seconds: float
+    notes: list[str]
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the whole process."""
+        return self.process_bytes + max(self.planning_bytes, self.applying_bytes)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain data for JSON."""
+        return {**asdict(self), "peak_bytes": self.peak_bytes}
+
+
+def forecast(
+    models: Sequence[Checkpoint],
+    calls: Sequence[Call],
+    options: Options,
+    out_dtype: torch.dtype | None = None,
+    vocabulary: Vocabulary | None = None,
+) -> Forecast:
+    """Trace the parents and the result without weights, and walk through the merge with sizes.
+
+    Which units meet is not known without activations; it changes no size. Units are spread evenly.
+
+    Args:
+        models: the parents.
+        calls: batches of the shapes that the merge will get; their values do not matter.
+
+    Raises:
+        PlanError: no configuration of the family has the merged sizes.
+        AlignmentError: the parents do not correspond.
+    """
+    networks = [Network(m, calls[0], str(m.folder), member=i) for i, m in enumerate(models)]
+    alignment = align_by_position(networks)
+    setting = build_setting(networks, alignment, calls[0])
+    nothing = Statistics({}, {}, {}, {}, {}, 0, setting, tuple(calls), vocabulary)
+    matched = _Sizes(nothing, replace(options, importance="weights")).match(options.width)
+    partitions, notes = fit_family(setting, matched.partitions)
+    widths = {k: partition.width for k, partition in partitions.items()}
+    base: Any = setting.skeleton.model
+    config = merged_config(setting, widths)
+    model = empty(type(base), config)
+    merged = Network(
+        model, setting.call, "merged model", fold=False, state=OnDisk({}, {}, torch.float32, "")
+    )
+    applying = estimate(merged, setting, calls, refit=options.refit, auto=options.ridge == "auto")
+    dtype = out_dtype or stored_type(setting)
+    parameters = sum(p.numel() for p in model.parameters())
+    planning = _planning_bytes(setting, calls, options)
+    single = applying.flops + _planning_flops(setting, calls)
+    origins = [_parents_of(setting, name) for name in setting.skeleton.graph.tensors]
+    old, new = base.config.to_dict(), config.to_dict()
+    return Forecast(
+        parents=[_described(model) for model in models],
+        model=type(base).__name__,
+        changed={k: v for k, v in new.items() if old.get(k) != v and k != "layer_types"},
+        parameters=parameters,
+        bytes=parameters * dtype.itemsize,
+        dtype=str(dtype).removeprefix("torch."),
+        widths={
+            space.name: ([_width(setting, m, space.index) for m in range(len(models))], widths[k])
+            for k in widths
+            if (space := setting.skeleton.graph.spaces[k])
+        },
+        merged=sum(count > 1 for count in origins),
+        copied=sum(count == 1 for count in origins),
+        dropped=sum(len(network.graph.dead) for network in networks),
+        process_bytes=resident(),
+        planning_bytes=planning,
+        applying_bytes=applying.peak_bytes,
+        flops=single,
+        seconds=single / _rate(),
+        notes=[*notes, *applying.notes],
+    )
+
+
+class _Sizes(Matcher):
+    """Partitions of the right widths; what meets what is not known."""
+
+    def _unseen(self, space: Space, sizes: dict[int, int], target: int) -> Partition:
+        return Partition(target, {m: torch.arange(count) % target for m, count in sizes.items()})
+
+
+def _width(setting: Setting, parent: int, space: int) -> int | None:
+    return setting.width(parent, space) if space in setting.links[parent].spaces else None
+
+
+def _parents_of(setting: Setting, name: str) -> int:
+    return sum(name in link.tensors for link in setting.links)
+
+
+def _described(model: Checkpoint) -> dict[str, Any]:
+    places = set(model.state.stored.values())
+    return {
+        "folder": str(model.folder),
+        "class": type(model.module).__name__,
+        "parameters": sum(p.numel() for p in model.module.parameters()),
+        "bytes": sum(place.stop - place.start for place in places),
+        "dtype": str(max(places, key=lambda p: p.stop - p.start).dtype).removeprefix("torch."),
+    }
+
+
+def _planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) -> int:
+    """Most memory while moments are gathered unit by unit, and spaces matched in between."""
+    meter = Meter()
+    ledgers = [Ledger(network, 1.0, 1, meter) for network in setting.parents]
+    visits = visits_of(setting)
+    segments = by_unit(setting, visits)
+    last = {visit.space: i for i, segment in enumerate(segments) for visit in segment}
+    held: dict[int, int] = {}  # bytes of the moments of spaces that will be seen again
+    most, streams = 0.0, 0.0
+    for i, segment in enumerate(segments):
+        meter.peak = 0.0
+        for visit in segment:
+            _walk(setting, ledgers, visit)
+            held[visit.space] = _moments_bytes(setting, visit.space, options)
+        for ledger in ledgers:
+            ledger.read.clear()
+        # The streams of the other batches stand beside the batch that runs.
+        waiting = streams * (len(calls) - 1)
+        most = max(most, meter.peak + waiting + sum(held.values()))
+        streams = sum(ledger.bytes for ledger in ledgers)
+        for space in [k for k in held if last[k] == i]:
+            own = held.pop(space)
+            matching = _matching_bytes(setting, space, own, options)
+            most = max(most, streams * len(calls) + sum(held.values()) + matching)
+    return int(most)
+
+
+def _walk(setting: Setting, ledgers: Sequence[Ledger], visit: Visit) -> None:
+    for m in setting.members(visit.space):
+        node = setting.links[m].node(visit.view.node)
+        if node is not None:
+            ledgers[m].compute([node])
+
+
+def _moments_bytes(setting: Setting, space: int, options: Options) -> int:
+    sizes = [setting.width(m, space) for m in setting.members(space)]
+    few = [min(size, CHANCE_FEATURES) for size in sizes]
+    return 8 * (length(sizes, options.match != "permute") + length(few, False))
+
+
+def _matching_bytes(setting: Setting, space: int, moments: int, options: Options) -> int:
+    """Similarities of all pairs in float64, beside the moments and then beside the matcher's."""
+    sizes = [setting.width(m, space) for m in setting.members(space)]
+    square = 8 * sum(sizes) ** 2
+    if options.match == "identity":
+        return moments
+    if options.match == "permute":  # the cost matrix, and the solver's copy of it
+        return square + 8 * max(sizes) * (sum(sizes) + 2 * min(sizes))
+    return max(moments + square, square + square // 2)
+
+
+def _planning_flops(setting: Setting, calls: Sequence[Call]) -> int:
+    """Two passes of every parent, and products of every pair of features that is seen."""
+    tokens = sum(positions(call) for call in calls)
+    growth = len(calls)
+    passes = sum(forward_flops(network, growth) for network in setting.parents)
+    pairs = 0
+    for visit in visits_of(setting):
+        sizes = [setting.width(m, visit.space) for m in setting.members(visit.space)]
+        pairs += sum(sizes) ** 2
+    return int(passes + passes / growth + tokens * pairs)
+
+
+def _rate() -> float:
+    """Operations per second of float32 matrix products here."""
+    x = torch.ones(SIDE, SIDE)
+
+    def run(product: Callable[[], object]) -> float:
+        product()
+        began = time.perf_counter()
+        product()
+        return time.perf_counter() - began
+
+    return 2 * SIDE**3 / run(lambda: x @ x)

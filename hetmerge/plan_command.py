@@ -1,0 +1,123 @@
+"""`hetmerge plan`: what a merge will make and take, before any weight is read."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from hetmerge.batches import Call, Joint, as_call
+from hetmerge.config import MergeConfig, bytes_of, read_config
+from hetmerge.cost import size_of
+from hetmerge.errors import InputError
+from hetmerge.forecast import Forecast, forecast
+from hetmerge.inputs import TEXT_BATCH, array_batches
+from hetmerge.memory import total
+from hetmerge.options import Options
+from hetmerge.reading import find_parents, on_disk, open_parents, options_of, vocabulary_of
+from hetmerge.windows import evenly
+
+if TYPE_CHECKING:
+    from hetmerge.lazy import Checkpoint
+
+SHOWN = 12  # widths in the table
+
+
+def run(config_path: Path) -> Forecast:
+    """Read the configuration, the parents' configurations and headers.
+
+    Raises:
+        ConfigError, InputError, CheckpointError, PlanError: whatever `hetmerge merge` would stop at
+            before it reads weights.
+    """
+    config = read_config(config_path)
+    parents = find_parents(config)
+    if not on_disk(config, parents):
+        raise InputError(
+            "models: a plan is made from Hugging Face directories without remote code, stop_at or "
+            "budget; this merge runs in memory, and `hetmerge merge` shows its plan"
+        )
+    models = open_parents(config, parents)
+    vocabulary, _ = vocabulary_of(parents.language, [model.module for model in models])
+    calls = _calls(config, models, parents.language is not None and not parents.language.shared)
+    dtype = getattr(torch, config.out_dtype) if config.out_dtype else None
+    return forecast(models, calls, Options.make(options_of(config)), dtype, vocabulary)
+
+
+def _calls(config: MergeConfig, models: list[Checkpoint], apart: bool) -> list[Call]:
+    """Batches of the shapes that the merge will read; of text only the lengths count."""
+    calibration = config.calibration
+    if not calibration.is_text:
+        return [
+            as_call(batch) for batch in array_batches(calibration, getattr(torch, config.dtype))
+        ]
+    length, size = calibration.sequence_length, calibration.batch_size or TEXT_BATCH
+    windows = -(-calibration.tokens // length)
+    calls: list[Call] = []
+    for batch in evenly(windows, size):
+        ids = torch.zeros(len(batch), length, dtype=torch.int64)
+        call: Call = ((), {"input_ids": ids})
+        if apart:
+            own: Call = ((), {"input_ids": ids, "attention_mask": torch.ones_like(ids)})
+            rows = torch.arange(ids.numel())
+            call = Joint(own, (own,) * len(models), (rows,) * (len(models) + 1))
+        calls.append(call)
+    return calls
+
+
+def text(found: Forecast, config: MergeConfig, folder: Path) -> str:
+    """The forecast for a person.
+
+    Args:
+        folder: where the result would be written, for the space that is free there.
+    """
+    lines = []
+    for m, parent in enumerate(found.parents):
+        lines.append(
+            f"parent {m}: {parent['folder']}, {parent['class']}, {parent['parameters']:,} "
+            f"parameters, {size_of(parent['bytes'])} as {parent['dtype']}"
+        )
+    changed = ", ".join(f"{name} {value}" for name, value in found.changed.items())
+    lines.append(f"result: {found.model}, {found.parameters:,} parameters")
+    lines.append(f"  changed in the configuration: {changed or 'nothing'}")
+    shown = list(found.widths.items())[:SHOWN]
+    for name, (sizes, width) in shown:
+        known = " + ".join("-" if size is None else str(size) for size in sizes)
+        lines.append(f"  space {name}: {known} -> {width}")
+    if len(found.widths) > len(shown):
+        lines.append(f"  and {len(found.widths) - len(shown)} more spaces")
+    lines.append(
+        f"tensors: {found.merged} from several parents, {found.copied} from one, "
+        f"{found.dropped} that nothing reads are dropped"
+    )
+    free = shutil.disk_usage(folder).free
+    shards = -(-found.bytes // bytes_of(config.max_shard_size))
+    lines.append(
+        f"disk: {size_of(found.bytes)} as {found.dtype} in about {shards} file(s); "
+        f"{size_of(free)} free"
+    )
+    lines.append(
+        f"memory: peak {size_of(found.peak_bytes)} (planning {size_of(found.planning_bytes)}, "
+        f"applying {size_of(found.applying_bytes)}, over {size_of(found.process_bytes)} of the "
+        f"process); this machine has {size_of(total())}; no GPU memory is used"
+    )
+    lines.append(
+        f"work: {found.flops / 1e12:,.1f} TFLOP, {_duration(found.seconds)} at this machine's rate "
+        "of matrix products; matching and reading come on top"
+    )
+    problems = []
+    if found.bytes > free:
+        problems.append("the disk is too small for the result")
+    if found.peak_bytes > total() > 0:
+        problems.append("the memory is too small; use fewer calibration tokens or a smaller width")
+    lines += [f"note: {note}" for note in found.notes]
+    lines += [f"problem: {problem}" for problem in problems]
+    return "\n".join(lines)
+
+
+def _duration(seconds: float) -> str:
+    if seconds < 100:
+        return f"{seconds:.0f} s"
+    return f"{seconds / 60:.0f} min" if seconds < 6000 else f"{seconds / 3600:.1f} h"

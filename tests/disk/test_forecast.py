@@ -1,0 +1,80 @@
+"""What a forecast says beside what the merge then makes."""
+
+import json
+
+import pytest
+import torch
+
+import hetmerge as hm
+from hetmerge import weights
+from hetmerge.batches import as_call
+from hetmerge.forecast import forecast
+from hetmerge.options import Options
+
+tf = pytest.importorskip("transformers")
+
+
+@pytest.mark.parametrize(
+    ("family", "options"),
+    [
+        ("llama", {"match": "zip"}),
+        ("llama", {"match": "zip", "width": {"model.layers.0.mlp.gate_proj": 0.5}}),
+        ("gpt2", {"match": "permute"}),
+        ("vit", {"match": "select", "importance": "weights", "refit": False}),
+    ],
+)
+def test_a_forecast_is_what_the_merge_makes(parents, tmp_path, monkeypatch, family, options):
+    _, folders, batches = parents(family)
+
+    def none(*_):
+        raise AssertionError("a weight was read")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(weights, "read", none)
+        models = [hm.open_checkpoint(folder) for folder in folders]
+        calls = [as_call({k: torch.zeros_like(v) for k, v in b.items()}) for b in batches]
+        found = forecast(models, calls, Options.make(options))
+    # Where units stand is not known without activations: here they are spread as the forecast does.
+    options = {**options, "depth": "uniform"}
+    result = hm.merge_to(tmp_path / "out", folders, batches, progress=False, **options)
+    assert found.model == type(result.model).__name__
+    assert found.parameters == result.report.merged_parameters
+    assert found.bytes == 4 * found.parameters
+    assert {name: width for name, (_, width) in found.widths.items()} == {
+        space.name: space.width for space in result.report.spaces
+    }
+    assert {name: sizes for name, (sizes, _) in found.widths.items()} == {
+        space.name: space.sizes for space in result.report.spaces
+    }
+    config = tf.AutoConfig.from_pretrained(tmp_path / "out").to_dict()
+    assert found.changed
+    assert all(config[name] == value for name, value in found.changed.items() if name != "dtype")
+    stored = {place for model in models for place in model.state.stored.values()}
+    assert len(stored) == 2 * found.merged + found.copied
+    assert min(found.planning_bytes, found.applying_bytes, found.flops) > 0
+    assert found.peak_bytes > found.process_bytes
+    json.dumps(found.to_dict())
+
+
+def test_more_layers_take_no_more_memory(tmp_path):
+    peaks = []
+    for depth in (4, 8):
+        folders = []
+        for m, width in enumerate((128, 64)):
+            config = tf.LlamaConfig(
+                vocab_size=32,
+                hidden_size=width,
+                intermediate_size=4 * width,
+                num_hidden_layers=depth - m,
+                num_attention_heads=4,
+                num_key_value_heads=2,
+                head_dim=16,
+            )
+            folders.append(tmp_path / f"{depth}-{m}")
+            tf.LlamaForCausalLM(config).save_pretrained(folders[-1])
+        models = [hm.open_checkpoint(folder) for folder in folders]
+        call = as_call({"input_ids": torch.zeros(4, 64, dtype=torch.int64)})
+        peaks.append(forecast(models, [call, call], Options()))
+    assert peaks[1].planning_bytes == pytest.approx(peaks[0].planning_bytes, rel=0.02)
+    assert peaks[1].applying_bytes == pytest.approx(peaks[0].applying_bytes, rel=0.02)
+    assert peaks[1].flops > 1.8 * peaks[0].flops
