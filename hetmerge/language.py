@@ -23,12 +23,14 @@ class Language:
 
     Attributes:
         folders: per parent, the directory of its configuration and tokenizer.
+        positions: per parent, most tokens of an input; None where there is no limit.
         tokenizers: per parent; one object where they are the same.
         source: the parent whose ids the merged network keeps.
         union: it also gets the tokens that only others have.
     """
 
     folders: tuple[Path, ...]
+    positions: tuple[int | None, ...]
     tokenizers: tuple[Any, ...]
     source: int
     union: bool
@@ -67,8 +69,7 @@ class Language:
         Raises:
             InputError: a parent has fewer positions.
         """
-        for folder, tokenizer in zip(self.folders, self.tokenizers, strict=True):
-            most = positions_of(config_of(folder), tokenizer)
+        for folder, most in zip(self.folders, self.positions, strict=True):
             if most is not None and length > most:
                 raise InputError(f"{key}: got {length}; allowed: {folder} has {most} positions")
 
@@ -107,7 +108,11 @@ def read_language(
             "tokens added), or the name of a model"
         )
     index = names.index(source) if source in names else 0
-    return Language(tuple(folders), tuple(found), index, source == "union")
+    positions = tuple(
+        positions_of(config_of(folder, remote_code), tokenizer)
+        for folder, tokenizer in zip(folders, found, strict=True)
+    )
+    return Language(tuple(folders), positions, tuple(found), index, source == "union")
 
 
 def positions_of(config: Any, tokenizer: Any) -> int | None:

@@ -113,9 +113,9 @@ def massive(hidden: Tensor, mask: Tensor) -> Tensor:
     """Positions whose activations are outliers, such as the first tokens of many models.
 
     A position is one if its Euclidean norm is above ten times the median norm of the positions that
-    count. Sun et al. (arXiv 2402.17762) call an activation massive if it is a thousand times the
-    median magnitude of its hidden state; of normally distributed others one such feature makes the
-    norm of 4,096 features 10.6 times as large.
+    count. Sun et al. (arXiv 2402.17762) call an activation massive if it is above 100 and about a
+    thousand times the median magnitude of its hidden state; one such feature among 4,096 that are
+    otherwise normally distributed makes their norm 10.6 times as large.
 
     Args:
         hidden: [B, L, D] floating point.

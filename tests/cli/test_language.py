@@ -96,6 +96,7 @@ def test_two_llamas_become_a_directory_that_transformers_loads(language: Path, r
     assert list(report["scores"]) == ["parent 0", "parent 1", "merged"]
     assert all(set(found) == {"perplexity", "bits per byte"} for found in report["scores"].values())
     assert any(note.startswith("vocabulary: ") for note in report["notes"])
+    assert "parent 1: shallow" in (language / "out" / "report.html").read_text()
     card = (language / "out" / "README.md").read_text()
     header = yaml.safe_load(card.split("---")[1])
     assert header == {"library_name": "transformers", "tags": ["hetmerge", "merge"]}
