@@ -1,9 +1,10 @@
-"""A parent in canonical form: shortcuts explicit, BatchNorm folded, traced and ready to run."""
+"""A parent in canonical form: shortcuts explicit, norms' scales folded, traced and ready to run."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from hetmerge.errors import InputError, TraceError
 from hetmerge.execution import Walker, flat_inputs
 from hetmerge.layers import Layer, find_layers
 from hetmerge.outline import ModuleNodes
+from hetmerge.rotations import Rotation, find_gains, find_rotations, fold_gains
 from hetmerge.shortcuts import expose_shortcuts
 from hetmerge.tracing import export, trace
 
@@ -27,10 +29,12 @@ class Network:
     Attributes:
         model: a copy in eval mode whose parameter-free channel shortcuts are 1x1 convolutions and
             whose BatchNorms are `y = w * x + b` (running mean 0, variance 1 - eps); where one
-            follows a layer, `w` is 1 and the layer's weight carries the scale.
+            follows a layer, `w` is 1 and the layer's weight carries the scale. A learned scale that
+            only linear layers read multiplies by 1, and their weights carry it.
         graph: its spaces.
         layers: its convolutions and linear maps.
-        scales: norm prefix -> (|gamma|, beta) as they were before folding.
+        scales: BatchNorm prefix -> (|gamma|, beta) as they were before folding.
+        gains: the learned scales that linear layers carry once they are folded.
         replaced: module paths of the shortcuts that became convolutions.
         source_parameters: the original's parameters, and whether they were trainable.
     """
@@ -46,6 +50,7 @@ class Network:
         self.layers = find_layers(self.graph.program)
         self.nodes = ModuleNodes.of(list(self.graph.program.graph.nodes))
         self.scales: dict[str, tuple[Tensor, Tensor]] = {}
+        self.gains = find_gains(self.graph, self.layers)
         if fold:
             self._fold()
         self._programs: dict[tuple[Any, ...], ExportedProgram] = {_key(call): self.graph.program}
@@ -57,6 +62,12 @@ class Network:
             if norm.affine and norm.running_mean is not None:
                 self.scales[prefix] = (norm.weight.abs(), norm.bias.clone())
                 fold_norm(norm, by_norm.get(prefix), self.state)
+        fold_gains(self.gains, self.state)
+
+    @cached_property
+    def rotations(self) -> dict[int, Rotation]:
+        """The spaces without a preferred basis."""
+        return find_rotations(self.graph, self.layers, self.gains, self.state)
 
     def walk(self, batches: Sequence[Call]) -> Walker:
         """A walker over these batches; programs for new input shapes are exported once."""
