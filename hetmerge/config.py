@@ -152,7 +152,7 @@ class MergeConfig(Section):
     """A whole configuration file."""
 
     models: Annotated[list[ModelSource], Field(min_length=2)]
-    merge_method: Literal["auto", "zip", "permute", "select", "identity"] = "zip"
+    merge_method: Literal["auto", "zip", "permute", "select", "pca", "identity"] = "zip"
     parameters: MergeParameters = MergeParameters()
     calibration: Calibration
     tokenizer: Tokenizer = Tokenizer()

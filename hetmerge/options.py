@@ -16,7 +16,7 @@ from hetmerge.repair import REPAIRS
 from hetmerge.systems import RIDGE
 from hetmerge.widths import Width, check_budget
 
-MATCHES = ("auto", "zip", "permute", "select", "identity")
+MATCHES = ("auto", "zip", "permute", "select", "pca", "identity")
 IMPORTANCES = ("fisher", "weights")
 BACKENDS = ("auto", "reference", "native", "torch", "triton", "cuda")
 
@@ -30,7 +30,9 @@ class Options:
             "uniform", "head", "tail".
         match: how features meet: "zip" and "permute" average what is alike, "select" keeps the
             features from which the others can best be read off (heads and groups it pairs like
-            "permute"), "identity" goes by position; "auto" tries the first three and takes the one
+            "permute"), "pca" keeps the principal directions of a residual stream that has no
+            preferred basis, whole heads, and of everything else what "select" keeps; "identity"
+            goes by position; "auto" tries the first three and takes the one
             whose merge gives the parents' outputs best on inputs that it was not made from, at the
             price of three small merges.
         outputs: "average" for parents with the same labels, "concat" for different ones.
@@ -95,6 +97,11 @@ class Options:
             raise InputError(
                 f"stop_at: got {self.stop_at!r}; allowed: a number of units from 1, the module "
                 "path of a unit in the deepest parent, or None"
+            )
+        if self.stop_at is not None and self.match == "pca":
+            raise InputError(
+                f"stop_at: got {self.stop_at!r} beside match='pca'; allowed: None, because "
+                "behind a cut a parent needs its stream as loud as it was"
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InputError(f"seed: got {self.seed!r}; allowed: an integer")

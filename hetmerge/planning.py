@@ -38,7 +38,9 @@ class PlannedSpace:
         labels: per parent int64 [size] in [0, width), -1 for features a selection did not keep, or
             None where the parent lacks the space.
         free: False where the order had to be kept (inputs, outputs, constants).
-        readoff: of a selection, parent -> [size, width], how its features are read off the kept.
+        readoff: of a selection or an orthogonal map, parent -> [size, width], how its features are
+            read from the merged ones.
+        writes: of an orthogonal map, parent -> [size, width], what its features add to them.
         agreement: correlations of the features that share a cluster; None where they were not
             compared.
     """
@@ -48,12 +50,13 @@ class PlannedSpace:
     labels: list[Tensor | None]
     free: bool
     readoff: dict[int, Tensor] = field(default_factory=dict)
+    writes: dict[int, Tensor] = field(default_factory=dict)
     agreement: Agreement | None = None
 
     @property
     def partition(self) -> Partition:
         labels = {m: found for m, found in enumerate(self.labels) if found is not None}
-        return Partition(self.width, labels, self.readoff)
+        return Partition(self.width, labels, self.readoff, self.writes)
 
 
 @dataclass(frozen=True)
@@ -128,6 +131,7 @@ class AlignmentPlan:
                 width=found.width,
                 labels=[found.labels.get(m) for m in range(len(self.parents))],
                 readoff=found.readoff,
+                writes=found.writes,
                 agreement=None,
             )
             if (found := partitions.get(space.name))
@@ -236,6 +240,7 @@ def plan_statistics(
                 [p.labels.get(m) for m in range(len(models))],
                 spaces[k].free,
                 p.readoff,
+                p.writes,
                 matching.agreements.get(k),
             )
             for k, p in matching.partitions.items()

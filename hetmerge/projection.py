@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ from hetmerge.correspondence import Correspondence
 from hetmerge.layers import op_name, tensor_names
 from hetmerge.network import Network
 from hetmerge.ops.project import project
-from hetmerge.partition import Partition, dim_labels, merged_size, product_labels, read_off
+from hetmerge.partition import Partition, dim_labels, merged_size, product_labels, through
 from hetmerge.setting import Setting
-from hetmerge.tracing.expr import Expr
+from hetmerge.tracing.expr import Expr, Leaf
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,16 @@ class Projector:
             list(weights),
             backend,
         )
-        self._tables = [self._table(m) for m in range(len(setting.parents))]
-        self._readoff = [
-            {space: p.readoff[m] for space, p in partitions.items() if m in p.readoff}
-            for m in range(len(setting.parents))
+        parents = range(len(setting.parents))
+        self._tables = [self._table(m) for m in parents]
+        self._reads = [
+            {k: p.readoff[m] for k, p in partitions.items() if m in p.readoff} for m in parents
         ]
-        self._read_tables = [
-            {**table, **{k: (torch.arange(x.shape[1]), x.shape[1]) for k, x in readoff.items()}}
-            for table, readoff in zip(self._tables, self._readoff, strict=True)
+        self._writes = [
+            {k: p.writes[m] for k, p in partitions.items() if m in p.writes} for m in parents
         ]
+        self._read_tables = [self._behind(m, self._reads[m]) for m in parents]
+        self._write_tables = [self._behind(m, self._writes[m]) for m in parents]
         self.widths = {space: p.width for space, p in partitions.items()}
 
     def _table(self, parent: int) -> dict[int, tuple[Tensor, int]]:
@@ -65,16 +66,31 @@ class Projector:
             if parent in partition.labels
         }
 
+    def _behind(self, parent: int, mapped: Iterable[int]) -> dict[int, tuple[Tensor, int]]:
+        """The labels once dense maps have brought these spaces to their merged size."""
+        widths = {space: self.partitions[space].width for space in mapped}
+        done = {space: (torch.arange(width), width) for space, width in widths.items()}
+        return {**self._tables[parent], **done}
+
     def labels(self, expr: Expr, parent: int) -> tuple[Tensor, int]:
         """Merged position of every element of a skeleton dimension in one parent's sizes."""
         return dim_labels(expr, self._tables[parent])
 
-    def _read(self, share: Share, exprs: Sequence[Expr], cols: Sequence[int]) -> Tensor | None:
-        """A parent's tensor as it is read from the features that selections kept."""
-        tensor, readoff = share.tensor, self._readoff[share.parent]
-        if tensor is not None and readoff:
-            for d in cols:
-                tensor = read_off(tensor, d, exprs[d], self._tables[share.parent], readoff)
+    def write(self, expr: Expr, parent: int) -> Tensor | None:
+        """[size, merged] float64: what a parent's features add; None where they are averaged."""
+        return self._writes[parent].get(expr.space) if isinstance(expr, Leaf) else None
+
+    def _mapped(
+        self, share: Share, exprs: Sequence[Expr], rows: Sequence[int], cols: Sequence[int]
+    ) -> Tensor | None:
+        """A parent's tensor as it reads and writes the features of dense maps."""
+        tensor, table = share.tensor, self._tables[share.parent]
+        if tensor is None:
+            return None
+        for dims, maps in ((cols, self._reads), (rows, self._writes)):
+            matrices = maps[share.parent]
+            for d in dims if matrices else ():
+                tensor = through(tensor, d, exprs[d], table, matrices)
         return tensor
 
     def state(self) -> dict[str, Tensor]:
@@ -92,20 +108,38 @@ class Projector:
         exprs = graph.tensors[name]
         shares = [s for m in range(len(self.setting.parents)) if (s := self.share(m, name))]
         rows = [d for d in range(len(exprs)) if (name, d) not in graph.consumed]
-        cols = [d for d in range(len(exprs)) if (name, d) in graph.consumed]
+        summed = any(self.write(exprs[d], s.parent) is not None for d in rows for s in shares)
+        if not summed:
+            return self._project(name, shares, rows)
+        if any(gain.tensor == name for gain in self.setting.skeleton.gains):
+            return self._constant(name, shares)
+        parts = [self._project(name, [s], rows) for s in shares if s.tensor is not None]
+        return torch.stack(parts).sum(0)
+
+    def _constant(self, name: str, shares: Sequence[Share]) -> Tensor:
+        """A scale that the layers behind it carry already: one number."""
+        (expr,) = self.setting.skeleton.graph.tensors[name]
+        known = next(s.tensor for s in shares if s.tensor is not None)
+        return known[:1].expand(merged_size(expr, self.widths)).clone()
+
+    def _project(self, name: str, shares: Sequence[Share], rows: list[int]) -> Tensor:
+        """The average of these parents within the clusters of rows, columns summed."""
+        exprs = self.setting.skeleton.graph.tensors[name]
+        cols = [d for d in range(len(exprs)) if d not in rows]
+        tensors = [self._mapped(s, exprs, rows, cols) for s in shares]
         plain = [d for d in rows + cols if self._trivial(exprs[d], shares)]
         rows = [d for d in rows if d not in plain]
         cols = [d for d in cols if d not in plain]
         layout = _Layout(rows, cols, plain)
         sizes = [merged_size(expr, self.widths) for expr in exprs]
         row_labels = [
-            product_labels([self.labels(exprs[d], s.parent) for d in rows]) for s in shares
+            product_labels([dim_labels(exprs[d], self._write_tables[s.parent]) for d in rows])
+            for s in shares
         ]
         col_labels = [
             product_labels([dim_labels(exprs[d], self._read_tables[s.parent]) for d in cols])
             for s in shares
         ]
-        tensors = [self._read(s, exprs, cols) for s in shares]
         kept = [_kept(found) for found, _ in row_labels]
         merged = project(
             [

@@ -104,9 +104,11 @@ class _Search:
         self.nodes = {n.name: n for n in graph.program.graph.nodes}
         self.names = tensor_names(graph.program)
         self.norms: dict[str, Node] = {}  # node -> what it is the normalised value of
-        self.inside: set[str] = set()  # squares and their means, on the way to a norm
+        self.inside: set[str] = set()  # what norms and scales are computed by
         for node in self.nodes.values():
             self._note_norm(node)
+            if node.name in flat:
+                self.inside |= {n.name for a in node.all_input_nodes for n in _to_parameter(a)}
 
     def rotation(self, space: int) -> Rotation | None:
         """None where an operation depends on the basis, or only some readers have a norm."""
@@ -158,8 +160,7 @@ class _Search:
         if own == -1 or any(self._at(n, space) == -1 for n in inputs if n.op != "placeholder"):
             return False
         if op in _MAPS:
-            groups = node.args[6] if op in CONVOLUTIONS and len(node.args) > 6 else 1
-            return groups == 1
+            return not (op in CONVOLUTIONS and len(node.args) > 6 and node.args[6] != 1)
         if node.name in self.norms:
             return self._only_mapped(node)
         if node.name in self.flat or node.name in self.inside or op == _CHECK:
@@ -176,6 +177,7 @@ class _Search:
             if node.op != "call_function" or not (op_name(node) in _PASS or node.name in self.flat):
                 return None
             inputs = [n for n in node.all_input_nodes if n.op == "call_function"]
+            inputs = [n for n in inputs if n.name not in self.inside]
             if len(inputs) != 1:
                 return None
             node = inputs[0]
@@ -199,11 +201,11 @@ def _scales(node: Node, names: Mapping[str, str]) -> Iterator[tuple[str, float]]
         found, offset = _origin(operand), 0.0
         if op_name(found) == "add" and 1 in found.args:
             found, offset = _origin(found.all_input_nodes[0]), 1.0
-        value = found.meta.get("val")
+        if found.op != "placeholder" or found.name not in names:
+            continue
         alone = sum(op_name(user) != _CHECK for user in found.users) == 1
-        if found.op == "placeholder" and found.name in names and alone:
-            if value.dim() == 1 and value.shape[0] == node.meta["val"].shape[-1]:
-                yield names[found.name], offset
+        if alone and found.meta["val"].shape == node.meta["val"].shape[-1:]:
+            yield names[found.name], offset
 
 
 def _readers(node: Node, layers: Sequence[Layer]) -> list[Layer]:
@@ -235,6 +237,15 @@ def _to_square(node: Node) -> Iterator[Node]:
             if any(_over_last(n) for n in way):
                 yield from (*way, node)
             return
+
+
+def _to_parameter(node: Node) -> list[Node]:
+    """The nodes from a value back to the one parameter it is computed from; none otherwise."""
+    way = []
+    while node.op == "call_function" and len(node.all_input_nodes) == 1:
+        way.append(node)
+        node = node.all_input_nodes[0]
+    return way if node.op == "placeholder" else []
 
 
 def _over_last(node: Node) -> bool:
