@@ -13,6 +13,7 @@ from hetmerge.alignment import DEPTHS
 from hetmerge.errors import InputError
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
+from hetmerge.softmax_head import HEADS
 from hetmerge.systems import RIDGE
 from hetmerge.widths import Width, check_budget
 
@@ -48,6 +49,9 @@ class Options:
         refit: solve every layer in closed form on the calibration inputs.
         ridge: of refit, relative to the mean square of a layer's inputs: "auto" (each layer's own,
             by the error on calibration batches left out) or a number, of heads a tenth of it.
+        head: how refit fits the outputs: "ridge" to the mean of the parents' outputs, "kl" to the
+            mean of their probabilities, "bayes" to their probabilities weighted by how well each
+            parent foresaw the tokens so far (causal language models), which suits specialists.
         repair: "none", "bn" or "repair", where refit is off.
         stop_at: merge up to and including this unit only, and keep what follows as one head per
             parent: a number of merged units over all stages, or the module path of a unit in the
@@ -68,6 +72,7 @@ class Options:
     weights: list[float] | None = None
     refit: bool = True
     ridge: float | str = RIDGE
+    head: str = "ridge"
     repair: str = "none"
     stop_at: int | str | None = None
     seed: int = 0
@@ -80,6 +85,11 @@ class Options:
         _one_of("outputs", self.outputs, OUTPUTS)
         _one_of("repair", self.repair, REPAIRS)
         _one_of("backend", self.backend, BACKENDS)
+        _one_of("head", self.head, HEADS)
+        if self.head != "ridge" and (self.outputs != "average" or self.labels is not None):
+            raise InputError(
+                f"head: got {self.head!r} for outputs that stand side by side; allowed: 'ridge'"
+            )
         check_budget(self.budget, self.width)
         for name in ("alpha", "beta"):
             value = getattr(self, name)

@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from hetmerge.cutting import Cut
-from hetmerge.layers import Group, left_out
+from hetmerge.layers import Group, Layer, left_out
 from hetmerge.leastsquares import RIDGES, Normal, held_out, inputs_of, pick, sample_positions
 from hetmerge.network import Call, Network, samples
 from hetmerge.ops.operand import constant
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
 from hetmerge.repair import realise_norm, rescale
+from hetmerge.softmax_head import fit_head, mixture
 from hetmerge.steps import steps_of, visit
 from hetmerge.systems import (
     MOST_ROWS,
@@ -76,12 +77,13 @@ class Fitter:
         ridge: float | str,
         seed: int,
         progress: Progress,
+        head: str = "ridge",
         cut: Cut | None = None,
         rows: int = MOST_ROWS,
     ):
         self.merged, self.projector, self.setting = merged, projector, projector.setting
         self.refit, self.repair, self.ridge, self.progress = refit, repair, ridge, progress
-        self.calls, self.seed, self.cut, self.rows = calls, seed, cut, rows
+        self.calls, self.seed, self.cut, self.rows, self.head = calls, seed, cut, rows, head
         self.generator = torch.Generator().manual_seed(seed)
         self.steps = steps_of(merged, self.setting, refit=refit, cut=cut)
         self.walker = merged.walk(calls)
@@ -139,8 +141,10 @@ class Fitter:
         ridge = self._ridge(group, folds, prior, bool(biased))
         total = Normal.sum(folds)
         weights = total.solve(prior, ridge, bool(biased))
-        write(layers, biased, state, weights)
         before, after = total.explained(prior), total.explained(weights)
+        if self.head != "ridge" and self.targets.is_head(layers[0]):
+            weights = self._probable(layers[0], target, weights[0], ridge)[None]
+        write(layers, biased, state, weights)
         self.found.fits.append(Fit(titles, total.rows, prior.shape[1], before, after, ridge))
 
     def _equations(self, group: Group, target: Target, biased: bool, wanted: int) -> list[Normal]:
@@ -172,6 +176,21 @@ class Fitter:
                     operands.append([one] * blocks)
                 folds[-1].add(list(zip(*operands, strict=True)), rows)
         return folds
+
+    def _probable(self, layer: Layer, target: Target, start: Tensor, ridge: float) -> Tensor:
+        """The head's weights [p, r] (and bias) nearest to the parents' mixed probabilities."""
+        sources = self.walker.value(layer.source)
+        known = [(m, found) for m, found in target.values if found is not None]
+        weights = [self.projector.weights[m] for m, _ in known]
+
+        def batch(b: int) -> tuple[Tensor, Tensor]:
+            wanted, mask = mixture(self.head, self.calls[b], [x[b] for _, x in known], weights)
+            rows = sources[b].reshape(-1, sources[b].shape[-1])
+            if layer.bias:
+                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+            return (rows, wanted) if mask is None else (rows[mask], wanted[mask])
+
+        return fit_head(batch, len(sources), start, ridge)
 
     def _ridge(self, group: Group, folds: list[Normal], prior: Tensor, biased: bool) -> float:
         head = self.targets.is_head(group.layers[0])

@@ -33,7 +33,9 @@ def text(domain: str, part: str) -> Tensor:
 def _plays() -> list[tuple[int, bytes]]:
     folder = os.environ.get("HETMERGE_DATA")
     if not folder:
-        raise SystemExit("HETMERGE_DATA is not set; it names the folder with text/tinyshakespeare.txt")
+        raise SystemExit(
+            "HETMERGE_DATA is not set; it names the folder with text/tinyshakespeare.txt"
+        )
     raw = (Path(folder) / "text" / "tinyshakespeare.txt").read_bytes()
     starts = range(0, len(raw), 10_000)
     return [(i % 10, raw[at : at + 10_000]) for i, at in enumerate(starts)]

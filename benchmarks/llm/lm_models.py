@@ -1,4 +1,4 @@
-"""The small Llamas of the benchmark: what they are called, how they are built, where they are kept."""
+"""The small Llamas of the benchmark: their names, their shapes, where they are kept."""
 
 from __future__ import annotations
 

@@ -12,10 +12,15 @@ ENGLISH, CODE = ((domain,) for domain in DOMAINS)
 
 @dataclass(frozen=True)
 class Pair:
-    """Two networks of different depth and width, and what they have in common."""
+    """Two networks of different depth and width, and what they have in common.
+
+    Attributes:
+        head: what the heads of merges and controls are fitted to; see `hetmerge.softmax_head`.
+    """
 
     name: str
     title: str
+    head: str
 
     def specs(self, seed: int) -> tuple[Spec, Spec]:
         """The deeper parent A and the shallower parent B."""
@@ -29,7 +34,7 @@ class Pair:
 
 
 PAIRS = (
-    Pair("specialists", "A on English, B on code, trained apart"),
-    Pair("same", "A and B on both, trained apart"),
-    Pair("lineage", "B cut from A and trained on; then A on English, B on code"),
+    Pair("specialists", "A on English, B on code, trained apart", "bayes"),
+    Pair("same", "A and B on both, trained apart", "kl"),
+    Pair("lineage", "B cut from A and trained on; then A on English, B on code", "bayes"),
 )
