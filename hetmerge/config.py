@@ -101,6 +101,7 @@ class MergeParameters(Section):
     budget: Annotated[Any, BeforeValidator(_budget)] = None
     refit: bool = True
     ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = 0.01
+    head: Literal["ridge", "kl", "bayes"] = "ridge"
     repair: Literal["none", "bn", "repair"] = "none"
     stop_at: Annotated[Any, BeforeValidator(_unit)] = None
     seed: Annotated[int, Field(ge=0)] = 0
