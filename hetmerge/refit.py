@@ -183,14 +183,14 @@ class Fitter:
         known = [(m, found) for m, found in target.values if found is not None]
         weights = [self.projector.weights[m] for m, _ in known]
 
-        def batch(b: int) -> tuple[Tensor, Tensor]:
-            wanted, mask = mixture(self.head, self.calls[b], [x[b] for _, x in known], weights)
-            rows = sources[b].reshape(-1, sources[b].shape[-1])
+        batches = []
+        for call, source, *logits in zip(self.calls, sources, *(x for _, x in known), strict=True):
+            wanted, mask = mixture(self.head, call, logits, weights)
+            rows = source.reshape(-1, source.shape[-1])
             if layer.bias:
                 rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
-            return (rows, wanted) if mask is None else (rows[mask], wanted[mask])
-
-        return fit_head(batch, len(sources), start, ridge)
+            batches.append((rows, wanted) if mask is None else (rows[mask], wanted[mask]))
+        return fit_head(batches, start, ridge)
 
     def _ridge(self, group: Group, folds: list[Normal], prior: Tensor, biased: bool) -> float:
         head = self.targets.is_head(group.layers[0])

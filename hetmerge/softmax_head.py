@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import torch
 import torch.nn.functional as F
@@ -17,18 +17,15 @@ STEPS = 40  # of L-BFGS; later ones change the fourth digit
 CHUNK = 1 << 24  # logits that exist at a time
 FLOOR = 1e-6  # of a posterior, so that one surprise does not silence a parent for good
 
-Batch = Callable[[int], tuple[Tensor, Tensor]]
 
-
-def fit_head(batch: Batch, count: int, start: Tensor, ridge: float) -> Tensor:
+def fit_head(batches: Sequence[tuple[Tensor, Tensor]], start: Tensor, ridge: float) -> Tensor:
     """Weights of a softmax layer nearest to given probabilities, in Kullback-Leibler divergence.
 
     Minimises ``mean over rows of -sum_c P log softmax(X W) + ridge / 2 tr((W-W0)' G (W-W0))`` with
     G = X'X / rows, whose inverse root is also the preconditioner of L-BFGS.
 
     Args:
-        batch: number of a batch -> (X [rows, p], P [rows, r]); called again for every step.
-        count: batches.
+        batches: (X [rows, p], P [rows, r]) of each.
         start: W0 [p, r] float64, where the search begins.
         ridge: relative to the curvature of the inputs.
 
@@ -37,9 +34,8 @@ def fit_head(batch: Batch, count: int, start: Tensor, ridge: float) -> Tensor:
     """
     gram = torch.zeros(len(start), len(start), dtype=torch.float64)
     rows = 0
-    for b in range(count):
-        x = batch(b)[0].double()
-        gram += (x.T @ x).cpu()
+    for x, _ in batches:
+        gram += (x.double().T @ x.double()).cpu()
         rows += len(x)
     gram /= rows
     gram.diagonal().add_(1e-6 * gram.diagonal().mean())
@@ -53,8 +49,7 @@ def fit_head(batch: Batch, count: int, start: Tensor, ridge: float) -> Tensor:
     def closure() -> Tensor:
         weight = torch.linalg.solve_triangular(root.T, z.detach(), upper=True)
         loss, slope = torch.zeros((), dtype=torch.float64), torch.zeros_like(weight)
-        for b in range(count):
-            x, wanted = batch(b)
+        for x, wanted in batches:
             for part, share in _chunks(x, wanted):
                 found = (part @ weight.to(part)).log_softmax(1)
                 loss -= (share * found).sum().double().cpu() / rows
@@ -62,10 +57,12 @@ def fit_head(batch: Batch, count: int, start: Tensor, ridge: float) -> Tensor:
         away = z.detach() - first
         slope = torch.linalg.solve_triangular(root, slope, upper=False)
         z.grad = (slope + ridge * away).contiguous()
-        return loss + ridge / 2 * away.square().sum()
+        total: Tensor = loss + ridge / 2 * away.square().sum()
+        return total
 
     search.step(closure)
-    return torch.linalg.solve_triangular(root.T, z.detach(), upper=True)
+    weight: Tensor = torch.linalg.solve_triangular(root.T, z.detach(), upper=True)
+    return weight
 
 
 def _chunks(x: Tensor, wanted: Tensor) -> zip[tuple[Tensor, Tensor]]:

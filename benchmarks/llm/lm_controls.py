@@ -42,7 +42,7 @@ def body_and_head(
         mixture(head, ((), {"input_ids": ids}), list(x), shares)[0]
         for ids, x in zip(batches, logits, strict=True)
     ]
-    weight = fit_head(lambda b: (known[b], wanted[b]), len(batches), start, HEAD_RIDGE).float()
+    weight = fit_head(list(zip(known, wanted, strict=True)), start, HEAD_RIDGE).float()
 
     def predict(ids: Tensor) -> Tensor:
         found = features(body, ids, blocks) @ weight

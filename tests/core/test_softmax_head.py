@@ -31,7 +31,7 @@ def test_the_gradient_is_zero_at_the_minimum(ridge: float) -> None:
     x, wanted = problem()
     start = torch.randn(4, 5, generator=torch.Generator().manual_seed(1)).double()
     batches = [(x[:25], wanted[:25]), (x[25:], wanted[25:])]
-    weight = fit_head(lambda b: batches[b], 2, start, ridge).requires_grad_(True)
+    weight = fit_head(batches, start, ridge).requires_grad_(True)
     value = objective(x, wanted, weight, start, ridge)
     value.backward()
     assert float(value.detach()) < float(objective(x, wanted, start, start, ridge))
@@ -41,7 +41,7 @@ def test_the_gradient_is_zero_at_the_minimum(ridge: float) -> None:
 def test_the_same_twice() -> None:
     x, wanted = problem()
     start = torch.zeros(4, 5, dtype=torch.float64)
-    found = [fit_head(lambda b: (x, wanted), 1, start, 1e-3) for _ in range(2)]
+    found = [fit_head([(x, wanted)], start, 1e-3) for _ in range(2)]
     assert torch.equal(*found)
 
 
