@@ -117,6 +117,7 @@ class MergeParameters(Section):
     budget: Annotated[Any, BeforeValidator(_budget)] = None
     refit: bool = True
     ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = 0.01
+    head: Literal["ridge", "kl", "bayes"] = "ridge"
     repair: Literal["none", "bn", "repair"] = "none"
     stop_at: Annotated[Any, BeforeValidator(_unit)] = None
     seed: Annotated[int, Field(ge=0)] = 0
@@ -207,7 +208,7 @@ class MergeConfig(Section):
     """A whole configuration file."""
 
     models: Annotated[list[ModelSource], Field(min_length=2)]
-    merge_method: Literal["auto", "zip", "permute", "select", "identity"] = "zip"
+    merge_method: Literal["auto", "zip", "permute", "select", "pca", "identity"] = "zip"
     parameters: MergeParameters = MergeParameters()
     calibration: Calibration
     evaluation: Evaluation | None = None

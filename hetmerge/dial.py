@@ -136,7 +136,7 @@ def curve_of(matcher: Matcher, space: Space) -> Curve:
     """
     sizes = matcher.sizes(space)
     widest, total = max(sizes.values()), sum(sizes.values())
-    least = 1 if matcher.options.match in ("zip", "select") else widest
+    least = 1 if matcher.options.match in ("zip", "select", "pca") else widest
     tried = np.unique(np.linspace(least, total, POINTS).round().astype(int))
     widths = sorted({*tried.tolist(), widest})
     covariance = matcher.statistics.moments[space.name].covariance()

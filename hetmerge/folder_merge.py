@@ -61,7 +61,8 @@ def merge_to(
         prepared: called with the plan, and what applying it costs, before it is applied.
         finished: called with the folder, still under its other name, to add files.
         progress: show bars on standard error; None: only on a terminal.
-        **options: see :class:`hetmerge.options.Options`; `budget` and `stop_at` need modules.
+        **options: see :class:`hetmerge.options.Options`; `match` is "zip", "permute",
+            "select" or "identity"; `budget` and `stop_at` need modules.
 
     Returns:
         The result; its model has its parameters on the meta device, load it from `out`.
@@ -73,7 +74,7 @@ def merge_to(
     out = Path(out)
     check_new(out)
     models = [p if isinstance(p, Checkpoint) else open_checkpoint(p, dtype) for p in parents]
-    chosen = Options.make(options)
+    chosen = Options.make({"match": "zip", **options})
     calls = as_calls(models, batches, chosen.depth)
     identity = _identity(models, calls, chosen, (dtype, out_dtype, shard_bytes), vocabulary)
     with _unfinished(out, identity) as work:

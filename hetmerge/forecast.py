@@ -100,7 +100,9 @@ def forecast(
         PlanError: no configuration of the family has the merged sizes.
         AlignmentError: the parents do not correspond.
     """
-    networks = [Network(m, calls[0], str(m.folder), member=i) for i, m in enumerate(models)]
+    networks = [
+        Network(m, calls[0], str(m.folder), member=i, fold=False) for i, m in enumerate(models)
+    ]
     alignment = align_by_position(networks)
     setting = build_setting(networks, alignment, calls[0])
     nothing = Statistics({}, {}, {}, {}, {}, 0, setting, tuple(calls), vocabulary)

@@ -32,19 +32,29 @@ def by_weights(network: Network) -> dict[int, list[Tensor]]:
 
 
 def by_fisher(network: Network, calls: Sequence[Call], seed: int) -> dict[int, list[Tensor]]:
-    """Space -> per place where it is read, ``sum g g'`` [size, size] over inputs and positions.
+    """Space -> per place where it is read, its :func:`fisher` information [size, size]."""
+    views = views_of(network)
+    found = fisher(network, calls, seed, [v for listed in views.values() for v in listed])
+    return {
+        space: [found[view] for view in listed if view in found] for space, listed in views.items()
+    }
+
+
+def fisher(
+    network: Network, calls: Sequence[Call], seed: int, views: Sequence[View]
+) -> dict[View, Tensor]:
+    """View -> ``sum g g'`` [size, size] over inputs and positions, where a gradient reaches it.
 
     g is the gradient of a random projection of the centred outputs with respect to the features
     there: a sample of the Fisher information, without labels.
     """
-    views = views_of(network)
     found: dict[View, Tensor] = {}
     generator = torch.Generator().manual_seed(seed)
+    wanted = {view.node for view in views}
     seen = 0
     for call in calls:
-        wanted = {view.node for listed in views.values() for view in listed}
         gradients = _gradients(network, call, wanted, generator)
-        for view in (v for listed in views.values() for v in listed):
+        for view in views:
             if view.node in gradients:
                 expr = network.graph.values[view.node][view.dim]
                 rows = _rows(gradients[view.node], expr, view.dim, view.path)
@@ -52,9 +62,7 @@ def by_fisher(network: Network, calls: Sequence[Call], seed: int) -> dict[int, l
         seen += samples(call)
         if seen >= SAMPLES:
             break
-    return {
-        space: [found[view] for view in listed if view in found] for space, listed in views.items()
-    }
+    return found
 
 
 def _rows(tensor: Tensor, expr: Expr, dim: int, path: tuple[int, ...]) -> Tensor:

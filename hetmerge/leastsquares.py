@@ -104,7 +104,7 @@ class Normal:
             penalty = penalty.expand(plain.shape).clone()
             if bias:
                 penalty[:, -1] = 1e-12
-            found.append(_solve_definite(system, penalty, missing))
+            found.append(solve_definite(system, penalty, missing))
         return found
 
     def explained(self, weights: Tensor) -> float:
@@ -117,7 +117,7 @@ class Normal:
         return self.power + float((weights * (self.gram @ weights - 2 * self.cross)).sum())
 
 
-def _solve_definite(system: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
+def solve_definite(system: Tensor, penalty: Tensor, right: Tensor) -> Tensor:
     """(system + penalty)^-1 right [blocks, p, r]; `system` is used as scratch space.
 
     A penalty below the rounding of the products can leave the matrix indefinite: it is then raised

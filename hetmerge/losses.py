@@ -56,7 +56,9 @@ def shares_lost(
 
 
 def _merge_matrix(partition: Partition, weights: Sequence[float]) -> Tensor:
-    """M [width, O] float64: every merged feature the weighted mean of its members."""
+    """M [width, O] float64: every merged feature the weighted mean of its members, or a sum."""
+    if partition.writes:
+        return torch.cat(list(partition.writes.values())).T
     labels = torch.cat(list(partition.labels.values()))
     counts = [len(found) for found in partition.labels.values()]
     weight = torch.tensor([weights[m] for m in partition.labels], dtype=torch.float64)

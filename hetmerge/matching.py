@@ -12,16 +12,22 @@ from torch import Tensor
 from hetmerge.agreement import Agreement, agreement
 from hetmerge.calibration import Statistics
 from hetmerge.errors import InputError
+from hetmerge.features import View, views_of
 from hetmerge.gathering import Gathered
-from hetmerge.importance import by_fisher, by_weights
+from hetmerge.heads import best_units, keep_units
+from hetmerge.importance import by_weights, fisher
 from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
 from hetmerge.nested import inner_similarity, outer_similarity
 from hetmerge.ops.moments import Moments
 from hetmerge.options import Options
 from hetmerge.outputs import output_partition
 from hetmerge.partition import Partition, union
-from hetmerge.selecting import keep, ranked, selection
+from hetmerge.principal import Directions, directions
+from hetmerge.rotations import Rotation
+from hetmerge.selecting import importance_of, keep, ranked, selection
 from hetmerge.setting import Setting
+from hetmerge.streams import loudness, whole_axis, whole_moments
+from hetmerge.tracing.expr import Expr
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
 from hetmerge.vocabulary import vocabulary_spaces
@@ -132,8 +138,11 @@ class Matcher:
         moments = self.statistics.moments[space.name]
         if match == "identity":
             return [positional_partition(space.name, sizes, width) for width in widths]
-        if match == "select" and any(places := self.places(space)):
-            covariance, given = moments.covariance(), dict(zip(sizes, places, strict=True))
+        if rotation := self._rotation(space):
+            found = self._directions(space, moments, rotation, sizes)
+            return [found.partition(width) for width in widths]
+        if match in ("select", "pca") and any(places := self.places(space)):
+            covariance, given = self._second(moments), dict(zip(sizes, places, strict=True))
             order = ranked(covariance, sizes, given, self.weights, max(widths))
             return [
                 union(sizes)
@@ -171,21 +180,27 @@ class Matcher:
         widest = max(sizes.values())
         target = target_width(width, space.name, list(sizes.values()))
         outer = [self.partitions[k] for k in space.structure if k in self.partitions]
-        if len(sizes) > 1 and any(p.union and len(p.labels) > 1 for p in outer):
+        if len(sizes) > 1 and any(p.alone and len(p.labels) > 1 for p in outer):
             # Kept apart by the outer axis already (heads, groups): the inner order can be shared.
             return positional_partition(space.name, sizes, widest)
+        moments = self.statistics.moments.get(space.name)
+        if len(sizes) > 1 and moments is not None and (rotation := self._rotation(space)):
+            return self._directions(space, moments, rotation, sizes).partition(target)
         if len(sizes) == 1 or target == sum(sizes.values()):
             return union(sizes)
         if options.match == "identity":
             return positional_partition(space.name, sizes, target)
+        if options.match == "pca" and (axis := whole_axis(self.setting, space.index)):
+            partition = self._whole(axis, sizes, target)
+            if partition is not None:
+                return partition
         nest = next((n for n in self.statistics.nested if n[0] == space.index), None)
         if nest is not None:
             return self._outer(space, nest, sizes, max(target, widest))
         similarity = self.similarities.get(space.index)
-        moments = self.statistics.moments.get(space.name)
         if similarity is None and moments is None:
             return self._unseen(space, sizes, target)
-        if options.match == "select" and not nested(self._spaces, space.index):
+        if options.match in ("select", "pca") and not nested(self._spaces, space.index):
             assert moments is not None
             return self._select(space, moments, sizes, target)
         if similarity is None:
@@ -214,14 +229,90 @@ class Matcher:
         if not any(importances.values()):
             self.notes.append(f"space {space.name!r} is read by no layer: matched by position")
             return positional_partition(space.name, sizes, target)
-        return selection(moments.covariance(), sizes, importances, self.weights, target)
+        return selection(self._second(moments), sizes, importances, self.weights, target)
+
+    def _second(self, moments: Moments) -> Tensor:
+        """Second moments that features are read off by.
+
+        About zero where there may be no bias to carry a mean, as in the networks of "pca".
+        """
+        return about_zero(moments) if self.options.match == "pca" else moments.covariance()
+
+    def _rotation(self, space: Space) -> Rotation | None:
+        """How layers read the space, where the method and all parents allow an orthogonal map."""
+        if self.options.match != "pca":
+            return None
+        theirs = [(self.setting.links[m], self.setting.parents[m]) for m in self.sizes(space)]
+        if not all(link.spaces[space.index] in parent.rotations for link, parent in theirs):
+            return None
+        return self.setting.skeleton.rotations.get(space.index)
+
+    def _directions(
+        self, space: Space, moments: Moments, rotation: Rotation, sizes: dict[int, int]
+    ) -> Directions:
+        places = dict(zip(sizes, self.places(space), strict=True))
+        loud = loudness(self.setting, self.statistics.calls, rotation.norms)
+        return directions(
+            about_zero(moments), sizes, places, self.weights, loud if rotation.norms else {}
+        )
+
+    def _whole(self, axis: str, sizes: dict[int, int], target: int) -> Partition | None:
+        """Keep the heads or groups from which all are best read off; no two are averaged.
+
+        None where they differ in size between the parents.
+        """
+        weights = self.weights
+        moments = whole_moments(self.setting, self.statistics.calls, axis)
+        features = dict(zip(sizes, moments.sizes, strict=True))
+        if len({features[m] // sizes[m] for m in sizes}) > 1:
+            return None
+        second = about_zero(moments)
+        importance = importance_of(second, features, self._axis_importances(axis, sizes), weights)
+        heard = [m for m in sizes if weights[m] > 0] or list(sizes)
+        ends = torch.arange(len(second)).split(moments.sizes)
+        units = [u for m, at in zip(sizes, ends, strict=True) for u in at.reshape(sizes[m], -1)]
+        owner = [m for m, count in sizes.items() for _ in range(count)]
+        free = [i for i, m in enumerate(owner) if m in heard]
+        chosen = best_units(second, importance, [units[i] for i in free], min(target, len(free)))
+        return keep_units(second, sizes, units, [free[i] for i in chosen])
+
+    def _axis_importances(self, axis: str, sizes: dict[int, int]) -> dict[int, list[Tensor]]:
+        found: dict[int, list[Tensor]] = {}
+        for m in sizes:
+            node = self.setting.links[m].node(axis)
+            assert node is not None
+            parent = self.setting.parents[m]
+            if self.options.importance == "weights":
+                readers = [x for x in parent.layers if x.source == node]
+                rows = [parent.state[x.weight].double() for x in readers]
+                rows = [w.T if x.transposed else w for w, x in zip(rows, readers, strict=True)]
+                found[m] = [w.T @ w for w in rows]
+            else:
+                view = _axis_view(parent.graph.values[node], node)
+                found[m] = [self._fisher[m][view]] if view in self._fisher[m] else []
+        return found
 
     @cached_property
     def _importances(self) -> list[dict[int, list[Tensor]]]:
         if self.options.importance == "weights" or self.streams:
             return [by_weights(network) for network in self.setting.parents]
-        calls, seed = self.statistics.calls, self.options.seed
-        return [by_fisher(network, calls, seed) for network in self.setting.parents]
+        return [
+            {k: [known[v] for v in listed if v in known] for k, listed in views_of(network).items()}
+            for network, known in zip(self.setting.parents, self._fisher, strict=True)
+        ]
+
+    @cached_property
+    def _fisher(self) -> list[dict[View, Tensor]]:
+        """Per parent, the Fisher information wherever layers read a space, and of whole axes."""
+        found = []
+        for m, network in enumerate(self.setting.parents):
+            views = [view for listed in views_of(network).values() for view in listed]
+            if self.options.match == "pca":
+                axes = {whole_axis(self.setting, s.index) for s in self._spaces if s.free}
+                theirs = {self.setting.links[m].node(axis) for axis in axes if axis}
+                views += [_axis_view(network.graph.values[n], n) for n in theirs if n]
+            found.append(fisher(network, self.statistics.calls, self.options.seed, views))
+        return found
 
     def _theirs(self, parent: int, space: int) -> Space:
         link = self.setting.links[parent]
@@ -267,7 +358,7 @@ class Matcher:
     ) -> Partition:
         counts, options = list(sizes.values()), self.options
         # A selection keeps heads whole and pairs their features, unless they become fewer.
-        if match == "permute" or (match == "select" and target >= max(counts)):
+        if match == "permute" or (match in ("select", "pca") and target >= max(counts)):
             if target < max(counts):
                 raise InputError(
                     f"width: {target} for space {space.name!r} is below its widest parent "
@@ -290,6 +381,17 @@ class Matcher:
                     f"space {space.name!r}: within-model budgets ran out and were relaxed"
                 )
         return Partition(target, dict(zip(sizes, labels.split(counts), strict=True)))
+
+
+def about_zero(moments: Moments) -> Tensor:
+    """Second moments about zero, [O, O] float64."""
+    mean = moments.mean()
+    return moments.covariance() + torch.outer(mean, mean)
+
+
+def _axis_view(exprs: Sequence[Expr], node: str) -> View:
+    """All of the last dimension of a node."""
+    return View(node, len(exprs) - 1, ())
 
 
 def _outer_first(spaces: Sequence[Space]) -> list[Space]:

@@ -1,9 +1,10 @@
-"""A parent in canonical form: shortcuts explicit, BatchNorm folded, traced and ready to run."""
+"""A parent in canonical form: shortcuts explicit, norms' scales folded, traced and ready to run."""
 
 from __future__ import annotations
 
 import copy
 from collections.abc import Iterable, Mapping, Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from hetmerge.layers import Layer, find_layers
 from hetmerge.lazy import Checkpoint
 from hetmerge.memory import trim
 from hetmerge.outline import ModuleNodes
+from hetmerge.rotations import Rotation, find_gains, find_rotations, fold_gains
 from hetmerge.shortcuts import expose_shortcuts
 from hetmerge.tracing import export, trace
 from hetmerge.tracing.exporting import place_on
@@ -31,13 +33,15 @@ class Network:
     Attributes:
         model: a copy in eval mode whose parameter-free channel shortcuts are 1x1 convolutions and
             whose BatchNorms are `y = w * x + b` (running mean 0, variance 1 - eps); where one
-            follows a layer, `w` is 1 and the layer's weight carries the scale. Of a checkpoint, or
+            follows a layer, `w` is 1 and the layer's weight carries the scale. A learned scale that
+            only linear layers read multiplies by 1, and their weights carry it. Of a checkpoint, or
             with a state given: on the meta device.
         state: its tensors by name.
         member: which parent it is, and so which inputs of a batch it takes; None: the merged one's.
         graph: its spaces.
         layers: its convolutions and linear maps.
-        scales: norm prefix -> (|gamma|, beta) as they were before folding.
+        scales: BatchNorm prefix -> (|gamma|, beta) as they were before folding.
+        gains: the learned scales that linear layers carry once they are folded.
         replaced: module paths of the shortcuts that became convolutions.
         source_parameters: the original's parameters, and whether they were trainable.
     """
@@ -72,6 +76,7 @@ class Network:
         self.layers = find_layers(self.graph.program)
         self.nodes = ModuleNodes.of(list(self.graph.program.graph.nodes))
         self.scales: dict[str, tuple[Tensor, Tensor]] = {}
+        self.gains = find_gains(self.graph, self.layers)
         if fold:
             self._fold()
         self._programs: dict[tuple[Any, ...], ExportedProgram] = {}
@@ -95,6 +100,12 @@ class Network:
             if norm.affine and norm.running_mean is not None:
                 self.scales[prefix] = (norm.weight.abs(), norm.bias.clone())
                 fold_norm(norm, by_norm.get(prefix), self.state)
+        fold_gains(self.gains, self.state)
+
+    @cached_property
+    def rotations(self) -> dict[int, Rotation]:
+        """The spaces without a preferred basis."""
+        return find_rotations(self.graph, self.layers, self.gains, self.state)
 
     def walk(self, batches: Sequence[Call]) -> Walker:
         """A walker over these batches; programs for new input shapes are exported once."""

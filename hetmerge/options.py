@@ -13,10 +13,12 @@ from hetmerge.alignment import DEPTHS
 from hetmerge.errors import InputError
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
+from hetmerge.softmax_head import HEADS
 from hetmerge.systems import RIDGE
 from hetmerge.widths import Width, check_budget
 
-MATCHES = ("auto", "zip", "permute", "select", "identity")
+IN_MEMORY = ("auto", "pca")  # ways of matching that look at the parents as a whole
+MATCHES = ("auto", "zip", "permute", "select", "pca", "identity")
 IMPORTANCES = ("fisher", "weights")
 BACKENDS = ("auto", "reference", "native", "torch", "triton", "cuda")
 
@@ -30,7 +32,9 @@ class Options:
             "uniform", "head", "tail".
         match: how features meet: "zip" and "permute" average what is alike, "select" keeps the
             features from which the others can best be read off (heads and groups it pairs like
-            "permute"), "identity" goes by position; "auto" tries the first three and takes the one
+            "permute"), "pca" keeps the principal directions of a residual stream that has no
+            preferred basis, whole heads, and of everything else what "select" keeps; "identity"
+            goes by position; "auto" tries the first three and takes the one
             whose merge gives the parents' outputs best on inputs that it was not made from, at the
             price of three small merges.
         outputs: "average" for parents with the same labels, "concat" for different ones.
@@ -46,6 +50,9 @@ class Options:
         refit: solve every layer in closed form on the calibration inputs.
         ridge: of refit, relative to the mean square of a layer's inputs: "auto" (each layer's own,
             by the error on calibration batches left out) or a number, of heads a tenth of it.
+        head: how refit fits the outputs: "ridge" to the mean of the parents' outputs, "kl" to the
+            mean of their probabilities, "bayes" to their probabilities weighted by how well each
+            parent foresaw the tokens so far (causal language models), which suits specialists.
         repair: "none", "bn" or "repair", where refit is off.
         stop_at: merge up to and including this unit only, and keep what follows as one head per
             parent: a number of merged units over all stages, or the module path of a unit in the
@@ -66,6 +73,7 @@ class Options:
     weights: list[float] | None = None
     refit: bool = True
     ridge: float | str = RIDGE
+    head: str = "ridge"
     repair: str = "none"
     stop_at: int | str | None = None
     seed: int = 0
@@ -78,6 +86,11 @@ class Options:
         _one_of("outputs", self.outputs, OUTPUTS)
         _one_of("repair", self.repair, REPAIRS)
         _one_of("backend", self.backend, BACKENDS)
+        _one_of("head", self.head, HEADS)
+        if self.head != "ridge" and (self.outputs != "average" or self.labels is not None):
+            raise InputError(
+                f"head: got {self.head!r} for outputs that stand side by side; allowed: 'ridge'"
+            )
         check_budget(self.budget, self.width)
         for name in ("alpha", "beta"):
             value = getattr(self, name)
@@ -95,6 +108,11 @@ class Options:
             raise InputError(
                 f"stop_at: got {self.stop_at!r}; allowed: a number of units from 1, the module "
                 "path of a unit in the deepest parent, or None"
+            )
+        if self.stop_at is not None and self.match == "pca":
+            raise InputError(
+                f"stop_at: got {self.stop_at!r} beside match='pca'; allowed: None, because "
+                "behind a cut a parent needs its stream as loud as it was"
             )
         if isinstance(self.seed, bool) or not isinstance(self.seed, int):
             raise InputError(f"seed: got {self.seed!r}; allowed: an integer")

@@ -96,10 +96,15 @@ def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor])
     for k, space in enumerate(body["spaces"]):
         labels = [tensors.get(f"labels/{k}/{m}") for m in range(count)]
         labels = [x.to(torch.int64) if x is not None else None for x in labels]
-        readoff = {m: x for m in range(count) if (x := tensors.get(f"readoff/{k}/{m}")) is not None}
+        readoff, writes = (
+            {m: x for m in range(count) if (x := tensors.get(f"{kind}/{k}/{m}")) is not None}
+            for kind in ("readoff", "writes")
+        )
         found = Agreement(**space["agreement"]) if space["agreement"] else None
         spaces.append(
-            PlannedSpace(space["name"], space["width"], labels, space["free"], readoff, found)
+            PlannedSpace(
+                space["name"], space["width"], labels, space["free"], readoff, writes, found
+            )
         )
     return AlignmentPlan(
         options=options,
@@ -131,6 +136,7 @@ def _tensors(plan: AlignmentPlan) -> dict[str, Tensor]:
     }
     for k, space in enumerate(plan.spaces):
         found.update({f"readoff/{k}/{m}": x.contiguous() for m, x in space.readoff.items()})
+        found.update({f"writes/{k}/{m}": x.contiguous() for m, x in space.writes.items()})
     for s, name in enumerate(plan.stages):
         for m, table in enumerate(plan.similarities.get(name, [])):
             found[f"similarity/{s}/{m}"] = table.double().contiguous()

@@ -24,7 +24,7 @@ from hetmerge.gathering import gather
 from hetmerge.lazy import Checkpoint
 from hetmerge.matching import Matcher
 from hetmerge.network import Network
-from hetmerge.options import Options
+from hetmerge.options import IN_MEMORY, MATCHES, Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting, build_setting
@@ -44,7 +44,9 @@ class PlannedSpace:
         labels: per parent int64 [size] in [0, width), -1 for features a selection did not keep, or
             None where the parent lacks the space.
         free: False where the order had to be kept (inputs, outputs, constants).
-        readoff: of a selection, parent -> [size, width], how its features are read off the kept.
+        readoff: of a selection or an orthogonal map, parent -> [size, width], how its features are
+            read from the merged ones.
+        writes: of an orthogonal map, parent -> [size, width], what its features add to them.
         agreement: correlations of the features that share a cluster; None where they were not
             compared.
     """
@@ -54,12 +56,13 @@ class PlannedSpace:
     labels: list[Tensor | None]
     free: bool
     readoff: dict[int, Tensor] = field(default_factory=dict)
+    writes: dict[int, Tensor] = field(default_factory=dict)
     agreement: Agreement | None = None
 
     @property
     def partition(self) -> Partition:
         labels = {m: found for m, found in enumerate(self.labels) if found is not None}
-        return Partition(self.width, labels, self.readoff)
+        return Partition(self.width, labels, self.readoff, self.writes)
 
 
 @dataclass(frozen=True)
@@ -134,6 +137,7 @@ class AlignmentPlan:
                 width=found.width,
                 labels=[found.labels.get(m) for m in range(len(self.parents))],
                 readoff=found.readoff,
+                writes=found.writes,
                 agreement=None,
             )
             if (found := partitions.get(space.name))
@@ -255,6 +259,7 @@ def plan_statistics(
                 [p.labels.get(m) for m in range(len(models))],
                 spaces[k].free,
                 p.readoff,
+                p.writes,
                 matching.agreements.get(k),
             )
             for k, p in partitions.items()
@@ -285,8 +290,12 @@ def _on_disk(options: Options) -> Options:
         )
     if options.stop_at is not None:
         raise InputError("stop_at: a partial merge needs its parents in memory; give modules")
-    match = "zip" if options.match == "auto" else options.match
-    return replace(options, match=match, importance="weights")
+    if options.match in IN_MEMORY:
+        raise InputError(
+            f"match: {options.match!r} looks at parents as a whole, which needs them in memory; "
+            f"allowed for parents on disk: {', '.join(m for m in MATCHES if m not in IN_MEMORY)}"
+        )
+    return replace(options, importance="weights")
 
 
 def _passage_notes(setting: Setting) -> list[str]:

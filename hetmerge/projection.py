@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,9 +14,9 @@ from hetmerge.correspondence import Correspondence
 from hetmerge.layers import op_name, tensor_names
 from hetmerge.network import Network
 from hetmerge.ops.project import project
-from hetmerge.partition import Partition, dim_labels, merged_size, product_labels, read_off
+from hetmerge.partition import Partition, dim_labels, merged_size, product_labels, through
 from hetmerge.setting import Setting
-from hetmerge.tracing.expr import Expr
+from hetmerge.tracing.expr import Expr, Leaf
 
 
 @dataclass(frozen=True)
@@ -47,15 +47,16 @@ class Projector:
             list(weights),
             backend,
         )
-        self._tables = [self._table(m) for m in range(len(setting.parents))]
-        self._readoff = [
-            {space: p.readoff[m] for space, p in partitions.items() if m in p.readoff}
-            for m in range(len(setting.parents))
+        parents = range(len(setting.parents))
+        self._tables = [self._table(m) for m in parents]
+        self._reads = [
+            {k: p.readoff[m] for k, p in partitions.items() if m in p.readoff} for m in parents
         ]
-        self._read_tables = [
-            {**table, **{k: (torch.arange(x.shape[1]), x.shape[1]) for k, x in readoff.items()}}
-            for table, readoff in zip(self._tables, self._readoff, strict=True)
+        self._writes = [
+            {k: p.writes[m] for k, p in partitions.items() if m in p.writes} for m in parents
         ]
+        self._read_tables = [self._behind(m, self._reads[m]) for m in parents]
+        self._write_tables = [self._behind(m, self._writes[m]) for m in parents]
         self.widths = {space: p.width for space, p in partitions.items()}
 
     def _table(self, parent: int) -> dict[int, tuple[Tensor, int]]:
@@ -65,9 +66,32 @@ class Projector:
             if parent in partition.labels
         }
 
+    def _behind(self, parent: int, mapped: Iterable[int]) -> dict[int, tuple[Tensor, int]]:
+        """The labels once dense maps have brought these spaces to their merged size."""
+        widths = {space: self.partitions[space].width for space in mapped}
+        done = {space: (torch.arange(width), width) for space, width in widths.items()}
+        return {**self._tables[parent], **done}
+
     def labels(self, expr: Expr, parent: int) -> tuple[Tensor, int]:
         """Merged position of every element of a skeleton dimension in one parent's sizes."""
         return dim_labels(expr, self._tables[parent])
+
+    def write(self, expr: Expr, parent: int) -> Tensor | None:
+        """[size, merged] float64: what a parent's features add; None where they are averaged."""
+        return self._writes[parent].get(expr.space) if isinstance(expr, Leaf) else None
+
+    def _mapped(
+        self, part: _Part, exprs: Sequence[Expr], rows: Sequence[int], cols: Sequence[int]
+    ) -> Tensor | None:
+        """A parent's tensor as it reads and writes the features of dense maps."""
+        tensor, table = part.share.tensor, self._tables[part.parent]
+        if tensor is None:
+            return None
+        for dims, maps in ((cols, self._reads), (rows, self._writes)):
+            matrices = maps[part.parent]
+            for d in dims if matrices else ():
+                tensor = through(tensor, d, exprs[d], table, matrices)
+        return tensor
 
     def state(self) -> dict[str, Tensor]:
         """The merged network's traced tensors by name."""
@@ -84,17 +108,37 @@ class Projector:
         exprs = graph.tensors[name]
         parents = range(len(self.setting.parents))
         parts = [part for m in parents if (part := self._part(m, name, exprs, block))]
+        rows = [d for d in range(len(exprs)) if (name, d) not in graph.consumed]
+        summed = any(self.write(exprs[d], part.parent) is not None for d in rows for part in parts)
+        if not summed:
+            return self._project(name, parts, rows, block)
+        if any(gain.tensor == name for gain in self.setting.skeleton.gains):
+            return self._constant(name, parts)
+        found = [self._project(name, [p], rows, block) for p in parts if p.share.tensor is not None]
+        return torch.stack(found).sum(0)
+
+    def _constant(self, name: str, parts: Sequence[_Part]) -> Tensor:
+        """A scale that the layers behind it carry already: one number."""
+        (expr,) = self.setting.skeleton.graph.tensors[name]
+        known = next(part.share.tensor for part in parts if part.share.tensor is not None)
+        return known[:1].expand(merged_size(expr, self.widths)).clone()
+
+    def _project(
+        self, name: str, parts: Sequence[_Part], rows: list[int], block: range | None
+    ) -> Tensor:
+        """The average of these parents within the clusters of rows, columns summed."""
+        exprs = self.setting.skeleton.graph.tensors[name]
+        cols = [d for d in range(len(exprs)) if d not in rows]
+        tensors = [self._mapped(part, exprs, rows, cols) for part in parts]
         sizes = [merged_size(expr, self.widths) for expr in exprs]
         if block is not None:
             sizes[0] = len(block)
-        dims = range(len(exprs))
-        plain = [d for d in dims if all(_in_order(part.labels[d]) for part in parts)]
-        rows = [d for d in dims if d not in plain and (name, d) not in graph.consumed]
-        cols = [d for d in dims if d not in plain and (name, d) in graph.consumed]
+        plain = [d for d in range(len(exprs)) if all(_in_order(p.labels[d]) for p in parts)]
+        rows = [d for d in rows if d not in plain]
+        cols = [d for d in cols if d not in plain]
         layout = _Layout(rows, cols, plain)
-        row_labels = [product_labels([part.labels[d] for d in rows]) for part in parts]
+        row_labels = [product_labels([part.writes[d] for d in rows]) for part in parts]
         col_labels = [product_labels([part.reads[d] for d in cols]) for part in parts]
-        tensors = [self._read(part.share, exprs, cols) for part in parts]
         kept = [_kept(found) for found, _ in row_labels]
         merged = project(
             [
@@ -116,7 +160,9 @@ class Projector:
         graph = self.setting.skeleton.graph
         exprs = graph.tensors[name]
         sizes = [merged_size(expr, self.widths) for expr in exprs]
-        if (name, 0) in graph.consumed or len(sizes) < 2 or _count(sizes) <= numbers:
+        dense = any(self.write(exprs[0], m) is not None for m in range(len(self.setting.parents)))
+        whole = dense or (name, 0) in graph.consumed or len(sizes) < 2
+        if whole or _count(sizes) <= numbers:
             yield range(sizes[0] if sizes else 1), self.tensor(name)
             return
         step = max(1, numbers // _count(sizes[1:]))
@@ -127,23 +173,15 @@ class Projector:
     def _part(
         self, parent: int, name: str, exprs: Sequence[Expr], block: range | None
     ) -> _Part | None:
-        labels = [self.labels(expr, parent) for expr in exprs]
-        reads = [dim_labels(expr, self._read_tables[parent]) for expr in exprs]
+        tables = (self._tables, self._write_tables, self._read_tables)
+        labels, writes, reads = ([dim_labels(e, t[parent]) for e in exprs] for t in tables)
         index = None
         if block is not None:
             first, _ = labels[0]
             index = ((first >= block.start) & (first < block.stop)).nonzero().flatten()
-            labels[0] = (first[index] - block.start, len(block))
+            labels[0] = writes[0] = (first[index] - block.start, len(block))
         share = self.share(parent, name, index)
-        return _Part(share, labels, reads) if share else None
-
-    def _read(self, share: Share, exprs: Sequence[Expr], cols: Sequence[int]) -> Tensor | None:
-        """A parent's tensor as it is read from the features that selections kept."""
-        tensor, readoff = share.tensor, self._readoff[share.parent]
-        if tensor is not None and readoff:
-            for d in cols:
-                tensor = read_off(tensor, d, exprs[d], self._tables[share.parent], readoff)
-        return tensor
+        return _Part(share, labels, writes, reads) if share else None
 
     def _weights_of(self, shares: Sequence[Share]) -> list[float]:
         """Their weights; equal where only parents of weight 0 have the tensor."""
@@ -202,11 +240,22 @@ class Projector:
 
 @dataclass(frozen=True)
 class _Part:
-    """A parent's share in a tensor, and where every dimension of it goes when written and read."""
+    """A parent's share in a tensor, and where every dimension of it goes.
+
+    Attributes:
+        labels: per dimension, by the partitions.
+        writes, reads: once dense maps have brought it to the merged size.
+    """
 
     share: Share
     labels: list[tuple[Tensor, int]]
+    writes: list[tuple[Tensor, int]]
     reads: list[tuple[Tensor, int]]
+
+    @property
+    def parent(self) -> int:
+        """Whose share it is."""
+        return self.share.parent
 
 
 @dataclass(frozen=True)

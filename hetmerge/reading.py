@@ -16,6 +16,7 @@ from hetmerge.hub import Source, fetch, find
 from hetmerge.inputs import TEXT_BATCH, array_batches, token_batches
 from hetmerge.language import Language, read_language
 from hetmerge.lazy import Checkpoint, open_checkpoint
+from hetmerge.options import IN_MEMORY
 from hetmerge.perplexity import is_causal
 from hetmerge.pretrained import architecture_of, is_huggingface
 from hetmerge.sources import check_source, load_model
@@ -84,7 +85,9 @@ def load_parents(config: MergeConfig, parents: Parents) -> list[nn.Module]:
 
 def on_disk(config: MergeConfig, parents: Parents) -> bool:
     """Every parent is a Hugging Face directory, and nothing asks for modules in memory."""
-    whole = config.parameters.stop_at is None and config.parameters.budget is None
+    parameters = config.parameters
+    whole = parameters.stop_at is None and parameters.budget is None
+    whole = whole and config.merge_method not in IN_MEMORY
     local = len(parents.folders) == len(parents.sources)
     return whole and local and not config.trust_remote_code
 

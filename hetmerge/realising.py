@@ -82,6 +82,7 @@ def correct(
         ridge=options.ridge,
         seed=options.seed,
         progress=progress,
+        head=options.head,
         cut=cut,
         rows=rows,
         memory=memory,

@@ -7,11 +7,12 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
+import torch
 from torch import Tensor
 
 from hetmerge.batches import Call, comparable, samples
 from hetmerge.cutting import Cut
-from hetmerge.layers import Group, left_out
+from hetmerge.layers import Group, Layer, left_out
 from hetmerge.leastsquares import (
     RIDGES,
     Normal,
@@ -26,6 +27,7 @@ from hetmerge.ops.operand import constant
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
 from hetmerge.repair import realise_norm, rescale
+from hetmerge.softmax_head import fit_head, mixture
 from hetmerge.steps import steps_of, visit
 from hetmerge.systems import (
     MOST_ROWS,
@@ -106,13 +108,14 @@ class Fitter:
         ridge: float | str,
         seed: int,
         progress: Progress,
+        head: str = "ridge",
         cut: Cut | None = None,
         rows: int = MOST_ROWS,
         memory: Memory | None = None,
     ):
         self.merged, self.projector, self.setting = merged, projector, projector.setting
         self.refit, self.repair, self.ridge, self.progress = refit, repair, ridge, progress
-        self.calls, self.seed, self.cut, self.rows = calls, seed, cut, rows
+        self.calls, self.seed, self.cut, self.rows, self.head = calls, seed, cut, rows, head
         self.memory = memory or Memory()
         self.steps = steps_of(merged, self.setting, refit=refit, cut=cut)
         self.walker = merged.walk(calls)
@@ -176,6 +179,8 @@ class Fitter:
         total = Normal.sum(folds)
         weights = total.solve(prior, ridge, bool(biased))
         before, after = total.explained(prior), total.explained(weights)
+        if self.head != "ridge" and self.targets.is_head(layers[0]):
+            weights = self._probable(layers[0], target, weights[0], ridge)[None]
         fit = Fit(titles, total.rows, prior.shape[1], before, after, ridge)
         self.memory.add(fit)
         write(layers, biased, state, weights)
@@ -216,6 +221,22 @@ class Fitter:
         """The merged network's values of a node, at the positions that count."""
         values = zip(self.walker.value(node), self.calls, strict=True)
         return [comparable(value, call, None) for value, call in values]
+
+    def _probable(self, layer: Layer, target: Target, start: Tensor, ridge: float) -> Tensor:
+        """The head's weights [p, r] (and bias) nearest to the parents' mixed probabilities."""
+        nodes = {m: self.setting.links[m].node(layer.tail) for m, found in target.values if found}
+        logits = {m: self.parents[m].value(node) for m, node in nodes.items() if node}
+        weights = [self.projector.weights[m] for m in logits]
+        expr = self.setting.skeleton.graph.values[layer.tail][layer.feature_dim]
+        places = {m: self.projector.labels(expr, m) for m in logits}
+        batches = []
+        for b, (call, source) in enumerate(zip(self.calls, self._own(layer.source), strict=True)):
+            mine = {m: values[b] for m, values in logits.items()}
+            rows = source.reshape(-1, source.shape[-1])
+            if layer.bias:
+                rows = torch.cat([rows, rows.new_ones(len(rows), 1)], 1)
+            batches.append((rows, mixture(self.head, call, mine, weights, places)))
+        return fit_head(batches, start, ridge)
 
     def _ridge(self, group: Group, folds: list[Normal], prior: Tensor, biased: bool) -> float:
         head = self.targets.is_head(group.layers[0])

@@ -13,6 +13,7 @@ from hetmerge.network import Network
 
 if TYPE_CHECKING:
     from hetmerge.refit import Fitter
+    from hetmerge.targets import Target
 
 REPAIRS = ("none", "bn", "repair")
 _SMALL = 1e-6
@@ -28,7 +29,10 @@ def rescale(fitter: Fitter, layer: Layer) -> None:
         return
     if fitter.repair == "bn" and not layer.norm:
         return
-    wanted = _wanted(fitter, layer)
+    target = fitter.targets.of(layer.tail, layer)
+    if target.writes:  # its features are no feature's of a parent
+        return
+    wanted = _wanted(fitter, layer, target)
     mean, std = _statistics(fitter.walker.value(layer.tail), layer.feature_dim)
     factor = torch.where(std > _SMALL, wanted[1] / std.clamp_min(_SMALL), torch.ones_like(std))
     state = fitter.merged.state
@@ -45,8 +49,7 @@ def rescale(fitter: Fitter, layer: Layer) -> None:
     fitter.walker.forget(layer.node)
 
 
-def _wanted(fitter: Fitter, layer: Layer) -> tuple[Tensor, Tensor]:
-    target = fitter.targets.of(layer.tail, layer)
+def _wanted(fitter: Fitter, layer: Layer, target: Target) -> tuple[Tensor, Tensor]:
     mean, std = torch.zeros(2, target.width, dtype=torch.float64)
     for m, batches in target.values:
         if batches is None:

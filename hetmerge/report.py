@@ -142,7 +142,8 @@ def summarise(plan: AlignmentPlan) -> str:
     for space in plan.spaces:
         if space.free:
             sizes = " + ".join("-" if x is None else str(len(x)) for x in space.labels)
-            lines.append(f"  space {space.name}: {sizes} -> {space.width}")
+            kind = " directions" if space.writes else ""
+            lines.append(f"  space {space.name}: {sizes} -> {space.width}{kind}")
     if plan.options.stop_at is not None:
         lines.append(f"  stop at {plan.options.stop_at}: behind it one head per parent, not merged")
     lines += [f"  note: {note}" for note in plan.notes]

@@ -13,8 +13,9 @@ from hetmerge.execution import Walker
 from hetmerge.layers import Layer
 from hetmerge.leastsquares import pick
 from hetmerge.outputs import is_output
+from hetmerge.partition import merged_size
 from hetmerge.projection import Projector
-from hetmerge.tracing.expr import Leaf
+from hetmerge.tracing.expr import Expr, Leaf
 from hetmerge.vocabulary import vocabulary_spaces
 
 
@@ -26,13 +27,16 @@ class Target:
         values: (parent, its values, one per batch) of every parent that counts; None stands for
             zero.
         width: merged features.
-        factors: per parent, (merged position [d], averaging factor [d] float64) of its features.
+        factors: per parent, (merged position [d], averaging factor [d] float64) of its features;
+            of an orthogonal map nothing.
+        writes: of an orthogonal map, per parent, [d, width] float64: what its features add.
         scales: per parent, (mean, deviation) that its values are standardised by.
     """
 
     values: list[tuple[int, list[Tensor] | None]]
     width: int
     factors: dict[int, tuple[Tensor, Tensor]]
+    writes: dict[int, Tensor]
     scales: dict[int, tuple[float, float]]
 
     @property
@@ -51,9 +55,12 @@ class Target:
             rows = rows.to(torch.float64 if double else torch.float32)
             if m in self.scales:
                 rows = (rows - self.scales[m][0]) / self.scales[m][1]
-            labels, factor = (x.to(rows.device) for x in self.factors[m])
             if target is None:
                 target = rows.new_zeros(rows.shape[0], self.width, rows.shape[2])
+            if m in self.writes:
+                target += self.writes[m].to(rows).T @ rows
+                continue
+            labels, factor = (x.to(rows.device) for x in self.factors[m])
             target.index_add_(1, labels, rows * factor.to(rows.dtype)[:, None])
         assert target is not None
         return target
@@ -83,10 +90,13 @@ class Targets:
             elif (share := self.projector.share(m, layer.weight)) and share.tensor is None:
                 values.append((m, None))
         members = [m for m, _ in values]
-        width, factors = self._averages(node, layer.feature_dim, members)
+        expr = self.setting.skeleton.graph.values[node][layer.feature_dim]
+        writes = {m: x for m in members if (x := self.projector.write(expr, m)) is not None}
+        width = merged_size(expr, self.projector.widths)
+        factors = {} if writes else self._averages(expr, width, members)
         scaled = self.is_head(layer) and not self._comparable(layer, members)
         scales = {m: scale_of(found) for m, found in values if found is not None} if scaled else {}
-        return Target(values, width, factors, scales)
+        return Target(values, width, factors, writes, scales)
 
     def is_head(self, layer: Layer) -> bool:
         """The layer writes the model's outputs."""
@@ -109,25 +119,23 @@ class Targets:
         return all(len(partition.labels[m].unique()) == partition.width for m in members)
 
     def _averages(
-        self, node: str, dim: int, parents: Sequence[int]
-    ) -> tuple[int, dict[int, tuple[Tensor, Tensor]]]:
-        """Merged width at `node`, and per parent (labels, averaging factor) of its features.
+        self, expr: Expr, width: int, parents: Sequence[int]
+    ) -> dict[int, tuple[Tensor, Tensor]]:
+        """Per parent, (labels, averaging factor) of its features.
 
         Features that a selection did not keep have factor 0, and label 0 like any other number.
         """
-        expr = self.setting.skeleton.graph.values[node][dim]
-        found = {m: self.projector.labels(expr, m) for m in parents}
-        width = next(iter(found.values()))[1]
+        found = {m: self.projector.labels(expr, m)[0] for m in parents}
         shares = {
             m: torch.where(labels >= 0, float(self.projector.weights[m]), 0.0).double()
-            for m, (labels, _) in found.items()
+            for m, labels in found.items()
         }
-        places = {m: labels.clamp_min(0) for m, (labels, _) in found.items()}
+        places = {m: labels.clamp_min(0) for m, labels in found.items()}
         mass = torch.zeros(width, dtype=torch.float64)
         for m, place in places.items():
             mass.index_add_(0, place, shares[m])
         mass = torch.where(mass > 0, mass, 1.0)
-        return width, {m: (place, shares[m] / mass[place]) for m, place in places.items()}
+        return {m: (place, shares[m] / mass[place]) for m, place in places.items()}
 
 
 def scale_of(batches: Sequence[Tensor]) -> tuple[float, float]:

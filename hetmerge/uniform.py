@@ -59,8 +59,12 @@ def widen(partition: Partition, width: int) -> Partition:
     if partition.width > width:
         return Partition(width, labels)
     grown = width - partition.width
-    readoff = {m: F.pad(x, (0, grown)) for m, x in partition.readoff.items()}
-    return Partition(width, labels, readoff)
+    readoff = {
+        m: F.pad(x, (0, grown * (x.shape[1] // partition.width)))
+        for m, x in partition.readoff.items()
+    }
+    writes = {m: F.pad(x, (0, grown)) for m, x in partition.writes.items()}
+    return Partition(width, labels, readoff, writes)
 
 
 def _place(setting: Setting, tensor: str, dim: int, path: tuple[int, ...]) -> _Place | None:

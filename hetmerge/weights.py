@@ -22,6 +22,11 @@ class State(Mapping[str, Tensor]):
     def put(self, name: str, tensor: Tensor) -> None:
         """Give a tensor other values, under all of its names."""
 
+    def scale(self, name: str, dim: int, factor: Tensor) -> None:
+        """Multiply a matrix by a vector along one of its dimensions."""
+        tensor = self[name]
+        self.put(name, tensor * _along(factor, dim, tensor.dim()))
+
     def rows(self, name: str, index: Tensor) -> Tensor:
         """The rows `index` [...] of a tensor, [..., columns]."""
         return self[name][index]
@@ -76,6 +81,7 @@ class OnDisk(State):
         self.stored, self.dtype, self.label = dict(stored), dtype, label
         self._own = dict(buffers)
         self._kept: dict[Stored, Tensor] = {}
+        self._scales: dict[Stored, list[tuple[int, Tensor]]] = {}
         self._sound: set[Stored] = set()
 
     def __getitem__(self, name: str) -> Tensor:
@@ -84,7 +90,7 @@ class OnDisk(State):
         place = self.stored[name]
         if place in self._kept:
             return self._kept[place]
-        tensor = self._checked(name, self._cast(read(place)))
+        tensor = self._scaled(place, self._checked(name, self._cast(read(place))))
         if tensor.numel() * tensor.element_size() <= KEPT:
             self._kept[place] = tensor
         return tensor
@@ -100,8 +106,20 @@ class OnDisk(State):
         names = [n for n, found in self.stored.items() if found == place] if place else [name]
         self._own.update(dict.fromkeys(names, tensor))
 
+    def scale(self, name: str, dim: int, factor: Tensor) -> None:
+        if name in self._own:
+            super().scale(name, dim, factor)
+            return
+        self._kept.pop(self.stored[name], None)
+        self._scales.setdefault(self.stored[name], []).append((dim, factor))
+
+    def _scaled(self, place: Stored, tensor: Tensor) -> Tensor:
+        for dim, factor in self._scales.get(place, ()):
+            tensor = tensor * _along(factor, dim, tensor.dim())
+        return tensor
+
     def rows(self, name: str, index: Tensor) -> Tensor:
-        if name in self._own or index.numel() == 0:
+        if name in self._own or index.numel() == 0 or self.stored[name] in self._scales:
             return self[name][index]
         wanted, where = index.unique(return_inverse=True)
         found = self._cast(read(self.stored[name], wanted))
@@ -119,6 +137,12 @@ class OnDisk(State):
             _finite(tensor, self.label, name)
             self._sound.add(place)
         return tensor
+
+
+def _along(factor: Tensor, dim: int, rank: int) -> Tensor:
+    shape = [1] * rank
+    shape[dim] = -1
+    return factor.reshape(shape)
 
 
 def tensors_of(model: nn.Module) -> Iterator[tuple[str, Tensor]]:

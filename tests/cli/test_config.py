@@ -10,6 +10,7 @@ from hetmerge.config import MergeConfig, MergeParameters, bytes_of, read_config
 from hetmerge.options import BACKENDS, IMPORTANCES, MATCHES, Options
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
+from hetmerge.softmax_head import HEADS
 
 GOOD: dict[str, Any] = {
     "models": [{"model": "deep", "parameters": {"weight": 3}}, {"python": "nets:shallow"}],
@@ -177,6 +178,7 @@ def test_choices_and_defaults_are_those_of_the_library() -> None:
         ("importance", IMPORTANCES),
         ("outputs", OUTPUTS),
         ("repair", REPAIRS),
+        ("head", HEADS),
         ("backend", BACKENDS),
     ):
         assert get_args(fields[name].annotation) == choices

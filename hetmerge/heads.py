@@ -1,0 +1,111 @@
+"""Which heads (or groups of heads) of all parents are kept whole."""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import torch
+from torch import Tensor
+
+from hetmerge.partition import Partition
+
+SUBSETS = 1000  # that are looked at one by one; beyond it, one unit is added after the other
+JITTER = 1e-6
+RANK = 1e-12
+
+
+def best_units(
+    second: Tensor, importance: Tensor, units: Sequence[Tensor], count: int
+) -> list[int]:
+    """The units (sets of features) from which all features are best read off, where it matters.
+
+    Every subset where they are few, else the best next unit again and again. With C the second
+    moments and Q the importance, what a subset S explains is ``tr(C_SS^-1 (C Q C)_SS)``.
+
+    Args:
+        second: [O, O] float64 second moments of all features.
+        importance: [O, O] float64, how errors in them count.
+        units: index of each unit's features in O.
+        count: how many are kept.
+
+    Returns:
+        Their numbers, ascending.
+    """
+    seen = second @ importance @ second
+    floor = JITTER * second.diagonal().mean()
+    if math.comb(len(units), count) <= SUBSETS:
+        subsets = list(itertools.combinations(range(len(units)), count))
+        explained = [_explained(second, seen, units, subset, floor) for subset in subsets]
+        return list(subsets[explained.index(max(explained))])
+    return _one_by_one(second, importance, units, count, floor)
+
+
+def _explained(
+    second: Tensor, seen: Tensor, units: Sequence[Tensor], subset: Sequence[int], floor: Tensor
+) -> float:
+    at = torch.cat([units[i] for i in subset])
+    own = second[at][:, at].clone()
+    own.diagonal().add_(floor)
+    factor = torch.linalg.cholesky(own)
+    return float(torch.cholesky_solve(seen[at][:, at], factor).diagonal().sum())
+
+
+def _one_by_one(
+    second: Tensor, importance: Tensor, units: Sequence[Tensor], count: int, floor: Tensor
+) -> list[int]:
+    """Block pivoted Cholesky: E is what the chosen units leave unexplained, F is E Q E."""
+    left = second.clone()
+    seen = left @ importance @ left
+    chosen: list[int] = []
+    for _ in range(count):
+        gains = {
+            i: _gain(left, seen, units[i], floor) for i in range(len(units)) if i not in chosen
+        }
+        best = max(gains, key=lambda i: gains[i])
+        chosen.append(best)
+        at = units[best]
+        own = left[at][:, at].clone()
+        own.diagonal().add_(floor)
+        factor = torch.linalg.cholesky(own)
+        step = torch.linalg.solve_triangular(factor, left[at], upper=False).T  # [O, unit]
+        read = left @ (importance @ step)
+        seen = seen - step @ read.T - read @ step.T + step @ (step.T @ importance @ step) @ step.T
+        left = left - step @ step.T
+    return sorted(chosen)
+
+
+def _gain(left: Tensor, seen: Tensor, at: Tensor, floor: Tensor) -> float:
+    own = left[at][:, at].clone()
+    own.diagonal().add_(floor)
+    factor, failed = torch.linalg.cholesky_ex(own)
+    return 0.0 if failed else float(torch.cholesky_solve(seen[at][:, at], factor).diagonal().sum())
+
+
+def keep_units(
+    second: Tensor, sizes: Mapping[int, int], units: Sequence[Tensor], kept: Sequence[int]
+) -> Partition:
+    """The map of an axis of units: some are kept as they are, the others read off them.
+
+    Args:
+        second: [O, O] float64 second moments of all features.
+        sizes: parent -> units.
+        units: index of each unit's features in O, parent after parent; all of one size.
+        kept: numbers among the units.
+
+    Returns:
+        A selection whose read-offs are of the units' features: [size * f, width * f] for f features
+        in each.
+    """
+    labels = torch.full((len(units),), -1)
+    labels[list(kept)] = torch.arange(len(kept))
+    at = torch.cat([units[i] for i in kept])
+    read = second[:, at] @ torch.linalg.pinv(second[at][:, at], rtol=RANK, hermitian=True)
+    read[at] = torch.eye(len(at), dtype=torch.float64)
+    each = [count * len(units[0]) for count in sizes.values()]
+    return Partition(
+        len(kept),
+        dict(zip(sizes, labels.split(list(sizes.values())), strict=True)),
+        dict(zip(sizes, read.split(each), strict=True)),
+    )
