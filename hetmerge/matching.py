@@ -82,6 +82,8 @@ class Matcher:
         self.similarities: dict[int, Tensor] = {}
         self.agreements: dict[int, Agreement] = {}
         self.notes: list[str] = []
+        self._directed: dict[int, Directions] = {}
+        self._axes: dict[str, Moments] = {}
 
     def match(self, width: Width) -> Matching:
         """Match every space, anew if it was done before at other widths."""
@@ -250,11 +252,13 @@ class Matcher:
     def _directions(
         self, space: Space, moments: Moments, rotation: Rotation, sizes: dict[int, int]
     ) -> Directions:
-        places = dict(zip(sizes, self.places(space), strict=True))
-        loud = loudness(self.setting, self.statistics.calls, rotation.norms)
-        return directions(
-            about_zero(moments), sizes, places, self.weights, loud if rotation.norms else {}
-        )
+        if space.index not in self._directed:
+            loud = loudness(self.setting, self.statistics.calls, rotation.norms)
+            places = dict(zip(sizes, self.places(space), strict=True))
+            self._directed[space.index] = directions(
+                about_zero(moments), sizes, places, self.weights, loud
+            )
+        return self._directed[space.index]
 
     def _whole(self, axis: str, sizes: dict[int, int], target: int) -> Partition | None:
         """Keep the heads or groups from which all are best read off; no two are averaged.
@@ -262,7 +266,9 @@ class Matcher:
         None where they differ in size between the parents.
         """
         weights = self.weights
-        moments = whole_moments(self.setting, self.statistics.calls, axis)
+        if axis not in self._axes:
+            self._axes[axis] = whole_moments(self.setting, self.statistics.calls, axis)
+        moments = self._axes[axis]
         features = dict(zip(sizes, moments.sizes, strict=True))
         if len({features[m] // sizes[m] for m in sizes}) > 1:
             return None
