@@ -29,7 +29,7 @@ def merge(
         blocks: stages named by hand: per parent, per stage, the module paths of its blocks.
         progress: show bars on standard error; None: only on a terminal.
         **options: see :class:`hetmerge.options.Options`: depth, match, outputs, labels, alpha,
-            beta, width, budget, weights, refit, ridge, repair, stop_at, seed, backend.
+            beta, width, budget, weights, refit, ridge, repair, stop_at, names, seed, backend.
 
     Returns:
         The merged model, its plan and a report.

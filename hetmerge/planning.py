@@ -72,8 +72,9 @@ class AlignmentPlan:
         notes: remarks for the user.
         blocks: stages named by hand, or None.
         samples: calibration inputs.
-        trials: of match="auto", way of matching -> share of the variance of the parents' outputs
-            that its trial explained; the largest, the first of equal ones, was taken.
+        trials: of match="auto", way of matching -> share of the variance of the outputs of the
+            parent served worst that its trial explained; the largest, the first of equal ones, was
+            taken.
     """
 
     options: Options
@@ -204,8 +205,7 @@ def plan_statistics(
     """A plan with the statistics and partitions it was made from."""
     chosen = Options.make(options)
     calls = as_calls(models, batches, chosen.depth)
-    chosen.shares(len(models))
-    chosen.check_labels(len(models))
+    chosen.check_counts(len(models))
     statistics = calibrate(
         models,
         _again(calls),
