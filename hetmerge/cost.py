@@ -20,7 +20,7 @@ from hetmerge.network import Call, Network
 from hetmerge.network import samples as samples_of
 from hetmerge.setting import Setting
 from hetmerge.steps import Step, steps_of, visit
-from hetmerge.systems import MOST_ROWS, System, blocks_of, folds_of, shortage, title
+from hetmerge.systems import System, blocks_of, folds_of, rows_for, shortage, title
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,11 @@ def _system(merged: Network, group: Group, growth: float) -> tuple[System, int]:
     features = value.shape[lead.feature_dim]
     inputs = sum(_inputs(merged, layer) for layer in group.layers)
     inputs += any(layer.bias for layer in group.layers)
-    rows = min(MOST_ROWS, int(value.numel() // features * growth))
+    rows, wanted = int(value.numel() // features * growth), rows_for(inputs)
+    if lead.spatial:  # as many positions in every image
+        images = int(value.shape[0] * growth)
+        wanted = images * max(1, wanted // images)
+    rows = min(rows, wanted)
     names = tuple(title(layer.weight) for layer in group.layers)
     return System(names, rows, inputs), features // blocks_of(group.layers)
 

@@ -24,6 +24,7 @@ from hetmerge.systems import (
     blocks_of,
     folds_of,
     read,
+    rows_for,
     shortage,
     title,
     write,
@@ -135,7 +136,8 @@ class Fitter:
         biased = [layer for layer in layers if layer.bias]
         prior = read(layers, biased, state)
         target = self.targets.of(group.target, layers[0])
-        folds = self._equations(group, target, bool(biased), self.rows)
+        wanted = rows_for(prior.shape[1], self.rows)
+        folds = self._equations(group, target, bool(biased), wanted)
         ridge = self._ridge(group, folds, prior, bool(biased))
         total = Normal.sum(folds)
         weights = total.solve(prior, ridge, bool(biased))
