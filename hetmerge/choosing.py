@@ -68,7 +68,8 @@ def choose(
     shares = ", ".join(f"{name} {share:.4f}" for name, share in explained.items())
     note = (
         f"match='auto' took {best!r} in every space: share of the variance of the outputs of the "
-        f"parent served worst that a trial merge explains on other inputs: {shares}"
+        f"parent served worst that a trial merge explains on other inputs: {shares} "
+        f"({len(explained)} trials, each from {sum(map(samples, fit))} inputs)"
     )
     return replace(matchings[best], notes=(*matchings[best].notes, note)), explained
 

@@ -30,7 +30,8 @@ class Cost:
     Attributes:
         samples: calibration inputs.
         systems: the linear systems that will be solved, front to back; none for repair.
-        peak_bytes: most memory at one time, over what the process holds before.
+        peak_bytes: most memory allocated at one time, over what the process holds before. The C
+            library may keep more of what was freed.
         stream_bytes: the part of it that is kept activations.
         flops: floating-point operations of forward passes and systems (a product and its sum count
             as two).

@@ -32,8 +32,9 @@ class Options:
         match: how features meet: "zip" and "permute" average what is alike, "select" keeps the
             features from which the others can best be read off (heads and groups it pairs like
             "permute"), "identity" goes by position; "auto" tries the first three and takes the one
-            whose merge gives the parents' outputs best on inputs that it was not made from, at the
-            price of three small merges.
+            whose merge serves best the parent that it serves worst, by its outputs on inputs that
+            the trial was not made from. Its price, paid while planning, are two or three merges
+            from up to 500 inputs.
         outputs: "average" for parents with the same labels, "concat" for different ones.
         labels: per parent, the name of each output; shared names are averaged, others kept.
         importance: what "select" and a budget count errors by: "fisher", how they move the outputs

@@ -1,7 +1,7 @@
 """Specialists that share an origin: the last stage of a CIFAR-10 ResNet, tuned on five classes.
 
 python benchmarks/vision/finetune.py resnet56@0-4 resnet20@5-9
-python benchmarks/vision/cifar_pair.py --models resnet56-classes0-4.safetensors ...   # as printed
+python benchmarks/vision/cifar_pair.py --models FILE FILE      # the files it names
 """
 
 from __future__ import annotations

@@ -38,7 +38,7 @@ class Setting:
 
 SETTINGS = {
     "smoke": Setting(epochs=1, images=2000),
-    "small": Setting(epochs=3, images=50000),
+    "small": Setting(epochs=6, images=50000),
     "full": Setting(epochs=100, images=50000),
 }
 
