@@ -25,9 +25,12 @@ def main() -> None:
             f"merged up to {stop_at or 'the end'}: {share:.0%} of both parents' parameters, "
             f"all ten digits {accuracy(range(10))(result.model):.3f}"
         )
-    result = hm.apply(plan, parents, BATCHES, stop_at="stage1.2", progress=False)
+    names = ["low", "high"]
+    result = hm.merge(
+        parents, BATCHES, outputs="concat", stop_at="stage1.2", names=names, progress=False
+    )
     print("heads:", ", ".join(result.model.heads))
-    print("second head alone:", round(accuracy(SECOND)(result.model.branch("parent1")), 3))
+    print("second head alone:", round(accuracy(SECOND)(result.model.branch("high")), 3))
     program = torch.export.export(result.model, (DATA.test_images[:4],))
     print("exported:", len(program.graph.nodes), "operations")
 

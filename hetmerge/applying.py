@@ -160,7 +160,8 @@ class Prepared:
             _finish(model, projector.setting)
         else:
             fitted = fitter if self.refit else None
-            model, blueprint = split(projector, made.network, cut, fitted), Blueprint()
+            names = plan.options.heads(len(plan.parents))
+            model, blueprint = split(projector, made.network, cut, fitted, names), Blueprint()
             partitions = cut.merged(partitions)
         found = fitter.found if fitter else Refit()
         report = make_report(plan, projector.setting, partitions, model, found, self.exact)

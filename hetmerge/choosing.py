@@ -1,13 +1,14 @@
 """Which way of matching suits these parents: every candidate is merged for a trial and judged.
 
 A loss of single spaces does not see how what one layer misses adds up over the layers behind it. So
-the candidates are merged, on part of the calibration inputs, and judged by what their outputs
-explain of the parents' outputs on the others. No labels are read.
+the candidates are merged, on part of the calibration inputs, and judged on the others by what they
+explain of the outputs of the parent that they serve worst: where one parent's outputs are less true
+than another's they are also smaller, and lose every comparison between the two. No labels are read.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 import torch
@@ -39,9 +40,10 @@ def choose(
         options: of the merge that is wanted; every trial has the same but for `match`.
 
     Returns:
-        The matching, and match -> share of the variance of the parents' outputs that its trial
-        explains on inputs that it was not made from (1 is all of it); empty where nothing had to be
-        tried. Of equally good ones the first of "permute", "zip", "select" is taken.
+        The matching, and match -> share of the variance of a parent's outputs, the worst one's,
+        that its trial explains on inputs that it was not made from (1 is all of it); empty where
+        nothing had to be tried. Of equally good ones the first of "permute", "zip", "select" is
+        taken.
     """
     first = match_within(statistics, replace(options, match="zip"))
     if is_exact(statistics.setting, first.partitions):
@@ -65,8 +67,9 @@ def choose(
     best = max(explained, key=lambda name: explained[name])
     shares = ", ".join(f"{name} {share:.4f}" for name, share in explained.items())
     note = (
-        f"match='auto' took {best!r} in every space: share of the variance of the parents' outputs "
-        f"that a trial merge explains on other inputs: {shares}"
+        f"match='auto' took {best!r} in every space: share of the variance of the outputs of the "
+        f"parent served worst that a trial merge explains on other inputs: {shares} "
+        f"({len(explained)} trials, each from {sum(map(samples, fit))} inputs)"
     )
     return replace(matchings[best], notes=(*matchings[best].notes, note)), explained
 
@@ -87,24 +90,32 @@ def _first(calls: Sequence[Call]) -> list[Call]:
 
 
 def outputs_explained(made: Realised, calls: Sequence[Call], standardised: bool) -> float:
-    """Share of the variance of the parents' outputs that a merged network explains.
+    """Share of the variance of a parent's outputs that a merged network explains, the least one.
+
+    Outputs that several parents have are averaged, and count for each of them.
 
     Args:
         calls: inputs, as many rows of outputs each.
         standardised: where the parents' outputs are not all the same ones, each parent's have mean
             0 and deviation 1, as refit fits them.
     """
-    error, variance = 0.0, 0.0
-    for wanted, found in _outputs(made, calls, standardised):
-        error += float((wanted - found).square().sum())
-        variance += float((wanted - wanted.mean(0)).square().sum())
-    return 1 - error / variance if variance > 0 else 1.0
+    error, variance = torch.zeros(2, len(made.projector.setting.parents), dtype=torch.float64)
+    for wanted, found, labels in _outputs(made, calls, standardised):
+        missed = (wanted - found).square().sum(0)
+        spread = (wanted - wanted.mean(0)).square().sum(0)
+        for m, at in labels.items():
+            mine = at.unique().to(missed.device)
+            error[m] += missed[mine].sum().cpu()
+            variance[m] += spread[mine].sum().cpu()
+    seen = variance > 0
+    return float((1 - error[seen] / variance[seen]).min()) if bool(seen.any()) else 1.0
 
 
 def _outputs(
     made: Realised, calls: Sequence[Call], standardised: bool
-) -> Iterator[tuple[Tensor, Tensor]]:
-    """Per output that names features: [rows, merged] as the parents want it, and as it is."""
+) -> Iterator[tuple[Tensor, Tensor, Mapping[int, Tensor]]]:
+    """Per output that names features: [rows, merged] as the parents want it, and as it is; and
+    where each parent's features stand in it."""
     projector = made.projector
     setting, skeleton = projector.setting, projector.setting.skeleton
     walker, parents = made.network.walk(calls), [p.walk(calls) for p in setting.parents]
@@ -134,7 +145,7 @@ def _outputs(
             at, rows = at[kept[m]], rows[:, kept[m].to(rows.device)]
             share = projector.weights[m] / mass.clamp_min(1e-300)[at]
             wanted.index_add_(1, at.to(rows.device), rows * share.to(rows))
-        yield wanted, found
+        yield wanted, found, labels
 
 
 def _rows(calls: Sequence[Call], values: Sequence[Tensor], member: int | None) -> Tensor:

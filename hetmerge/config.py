@@ -120,6 +120,7 @@ class MergeParameters(Section):
     head: Literal["ridge", "kl", "bayes"] = "ridge"
     repair: Literal["none", "bn", "repair"] = "none"
     stop_at: Annotated[Any, BeforeValidator(_unit)] = None
+    names: list[str] | None = None
     seed: Annotated[int, Field(ge=0)] = 0
     backend: Literal["auto", "reference", "native", "torch", "triton", "cuda"] = "auto"
 
@@ -227,6 +228,9 @@ class MergeConfig(Section):
             raise ValueError(
                 f"parameters.labels: expected {len(self.models)} lists, got {len(labels)}"
             )
+        names = self.parameters.names
+        if names is not None and len(names) != len(self.models):
+            raise ValueError(f"parameters.names: expected {len(self.models)}, got {len(names)}")
         self._check_tokenizer()
         self._check_held_out()
         return self

@@ -20,7 +20,7 @@ from hetmerge.leastsquares import RIDGES
 from hetmerge.network import Network
 from hetmerge.setting import Setting
 from hetmerge.steps import Step, steps_of, visit
-from hetmerge.systems import MOST_ROWS, System, blocks_of, folds_of, shortage, title
+from hetmerge.systems import System, blocks_of, folds_of, rows_for, shortage, title
 from hetmerge.weights import KEPT
 
 
@@ -31,7 +31,8 @@ class Cost:
     Attributes:
         samples: calibration inputs.
         systems: the linear systems that will be solved, front to back; none for repair.
-        peak_bytes: most memory at one time, over what the process holds before.
+        peak_bytes: most memory allocated at one time, over what the process holds before. The C
+            library may keep more of what was freed.
         stream_bytes: the part of it that is kept activations.
         flops: floating-point operations of forward passes and systems (a product and its sum count
             as two).
@@ -196,7 +197,11 @@ def _system(merged: Network, group: Group, growth: float) -> tuple[System, int]:
     features = value.shape[lead.feature_dim]
     inputs = sum(_inputs(merged, layer) for layer in group.layers)
     inputs += any(layer.bias for layer in group.layers)
-    rows = min(MOST_ROWS, int(value.numel() // features * growth))
+    rows, wanted = int(value.numel() // features * growth), rows_for(inputs)
+    if lead.spatial:  # as many positions in every image
+        images = int(value.shape[0] * growth)
+        wanted = images * max(1, wanted // images)
+    rows = min(rows, wanted)
     names = tuple(title(layer.weight) for layer in group.layers)
     return System(names, rows, inputs), features // blocks_of(group.layers)
 
@@ -217,6 +222,11 @@ def _scratch(
     ledger: Ledger, step: Step, system: System, width: int, blocks: int, folds: int
 ) -> float:
     """Bytes that solving one group needs besides the activations."""
+    if folds == 1 and system.rows < system.inputs and not step.group.layers[0].spatial:
+        weights = 8 * blocks * system.inputs * width
+        return (
+            8 * blocks * system.rows * (system.inputs + 3 * system.rows + 4 * width) + 4 * weights
+        )
     square = 8 * blocks * system.inputs**2
     batch = sum(
         ledger.size(layer.source)

@@ -33,7 +33,7 @@ def merge(
             and heads meet (see :func:`hetmerge.vocabulary.base_vocabulary`).
         progress: show bars on standard error; None: only on a terminal.
         **options: see :class:`hetmerge.options.Options`: depth, match, outputs, labels, alpha,
-            beta, width, budget, weights, refit, ridge, head, repair, stop_at, seed, backend.
+            beta, width, budget, weights, refit, ridge, head, repair, stop_at, names, seed, backend.
 
     Returns:
         The merged model, its plan and a report.

@@ -98,7 +98,7 @@ class PartialModel(nn.Module):
 
     Attributes:
         trunk: the merged operations.
-        heads: name ("parent0", ...) -> the rest of that parent.
+        heads: name ("parent0", ... unless `names` says otherwise) -> the rest of that parent.
         program: the operations as plain data, from which the module is built.
     """
 

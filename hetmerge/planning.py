@@ -81,8 +81,9 @@ class AlignmentPlan:
         notes: remarks for the user.
         blocks: stages named by hand, or None.
         samples: calibration inputs.
-        trials: of match="auto", way of matching -> share of the variance of the parents' outputs
-            that its trial explained; the largest, the first of equal ones, was taken.
+        trials: of match="auto", way of matching -> share of the variance of the outputs of the
+            parent served worst that its trial explained; the largest, the first of equal ones, was
+            taken.
     """
 
     options: Options
@@ -223,8 +224,7 @@ def plan_statistics(
     calls = as_calls(models, batches, chosen.depth)
     if isinstance(models[0], Checkpoint):
         chosen = _on_disk(chosen)
-    chosen.shares(len(models))
-    chosen.check_labels(len(models))
+    chosen.check_counts(len(models))
     bar = Progress(progress)
     statistics = align_parents(models, calls, chosen.depth, blocks, bar)
     statistics = replace(statistics, vocabulary=vocabulary)

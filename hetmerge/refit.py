@@ -6,12 +6,14 @@ import json
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 
 from hetmerge.batches import Call, comparable, samples
 from hetmerge.cutting import Cut
+from hetmerge.fewrows import FewRows
 from hetmerge.layers import Group, Layer, left_out
 from hetmerge.leastsquares import (
     RIDGES,
@@ -36,6 +38,7 @@ from hetmerge.systems import (
     blocks_of,
     folds_of,
     read,
+    rows_for,
     shortage,
     title,
     write,
@@ -174,9 +177,10 @@ class Fitter:
             return
         prior = read(layers, biased, state)
         target = self.targets.of(group.target, layers[0])
-        folds = self._equations(group, target, bool(biased), self.rows)
+        wanted = rows_for(prior.shape[1], self.rows)
+        folds = self._equations(group, target, bool(biased), wanted, prior.shape[1])
         ridge = self._ridge(group, folds, prior, bool(biased))
-        total = Normal.sum(folds)
+        total = Normal.sum(folds) if len(folds) > 1 else folds[0]
         weights = total.solve(prior, ridge, bool(biased))
         before, after = total.explained(prior), total.explained(weights)
         if self.head != "ridge" and self.targets.is_head(layers[0]):
@@ -186,8 +190,10 @@ class Fitter:
         write(layers, biased, state, weights)
         self.found.fits.append(fit)
 
-    def _equations(self, group: Group, target: Target, biased: bool, wanted: int) -> list[Normal]:
-        """Normal equations of a group, one part of the batches each."""
+    def _equations(
+        self, group: Group, target: Target, biased: bool, wanted: int, inputs: int
+    ) -> list[Any]:
+        """The system of a group, one part of the batches each; of rows, where they are fewer."""
         layers, state = group.layers, self.merged.state
         spatial, blocks = layers[0].spatial, blocks_of(layers)
         sources = [self._own(layer.source) for layer in layers]
@@ -195,10 +201,12 @@ class Fitter:
         count = len(sources[0])
         parts = folds_of(count) if self.ridge == "auto" else [range(count)]
         everything = sum(like.numel() for like in target.like)
+        counts = [like[..., 0].numel() for like in target.like]
+        few = not spatial and len(parts) == 1 and min(wanted, sum(counts)) < inputs
         generator = generator_of(self.seed, self.merged.nodes.order[layers[0].node])
-        folds = []
+        folds: list[Any] = []
         for part in parts:
-            folds.append(Normal())
+            folds.append(FewRows() if few else Normal())
             for b in part:
                 like = target.like[b]
                 share = -(-wanted * like.numel() // everything)
@@ -238,7 +246,7 @@ class Fitter:
             batches.append((rows, mixture(self.head, call, mine, weights, places)))
         return fit_head(batches, start, ridge)
 
-    def _ridge(self, group: Group, folds: list[Normal], prior: Tensor, biased: bool) -> float:
+    def _ridge(self, group: Group, folds: list[Any], prior: Tensor, biased: bool) -> float:
         head = self.targets.is_head(group.layers[0])
         if self.ridge == "auto" and len(folds) > 1:
             errors = held_out(folds, prior, biased)

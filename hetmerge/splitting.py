@@ -31,13 +31,16 @@ from hetmerge.tracing.expr import Leaf
 from hetmerge.vocabulary import vocabulary_spaces
 
 
-def split(projector: Projector, merged: Network, cut: Cut, fitter: Fitter | None) -> PartialModel:
+def split(
+    projector: Projector, merged: Network, cut: Cut, fitter: Fitter | None, names: Sequence[str]
+) -> PartialModel:
     """The trunk of the merged network and the rest of every parent behind the cut.
 
     Args:
         merged: holds the final weights of the trunk.
         fitter: has refitted the trunk and kept what both sides are at the cut; read-offs and heads
             are refitted behind it. None where they are those of the plan and the parents.
+        names: of the heads, one per parent.
 
     Raises:
         PlanError: a part cannot be kept as plain data.
@@ -48,17 +51,18 @@ def split(projector: Projector, merged: Network, cut: Cut, fitter: Fitter | None
     tensors = {f"trunk.model.{name}": value for name, value in trunk.tensors.items()}
     base = setting.parents[setting.alignment.base]
     trainable = {f"trunk.model.{name}": flag for name, flag in base.source_parameters.items()}
-    for m, (parent, unit) in enumerate(zip(setting.parents, cut.own, strict=True)):
+    heads = zip(names, setting.parents, cut.own, strict=True)
+    for m, (name, parent, unit) in enumerate(heads):
         read, found = _read_off(projector, cut, m, fitter)
         if fitter is not None:
-            parent = _refitted(fitter, cut, m, ReadOff(**read), found)
+            parent = _refitted(fitter, cut, m, name, ReadOff(**read), found)
         rest = _piece(parent, setting.call, unit, None)
-        name = f"heads.parent{m}"
-        program["heads"][f"parent{m}"] = {"read": read, "rest": rest.program}
-        tensors.update({f"{name}.read.{k}": value for k, value in found.items()})
-        tensors.update({f"{name}.rest.model.{k}": value for k, value in rest.tensors.items()})
+        place = f"heads.{name}"
+        program["heads"][name] = {"read": read, "rest": rest.program}
+        tensors.update({f"{place}.read.{k}": value for k, value in found.items()})
+        tensors.update({f"{place}.rest.model.{k}": value for k, value in rest.tensors.items()})
         flags = setting.parents[m].source_parameters.items()
-        trainable.update({f"{name}.rest.model.{k}": flag for k, flag in flags})
+        trainable.update({f"{place}.rest.model.{k}": flag for k, flag in flags})
     joins = [_join(projector, node, fitter) for node in setting.skeleton.graph.outputs]
     program["joins"] = [spec for spec, _ in joins]
     for i, (_, found) in enumerate(joins):
@@ -137,7 +141,7 @@ def _fitted(fitter: Fitter, cut: Cut, parent: int, prior: Tensor) -> tuple[Tenso
 
 
 def _refitted(
-    fitter: Fitter, cut: Cut, parent: int, read: ReadOff, tensors: dict[str, Tensor]
+    fitter: Fitter, cut: Cut, parent: int, name: str, read: ReadOff, tensors: dict[str, Tensor]
 ) -> Network:
     """The parent with the layers behind the cut solved for the features that it now reads."""
     setting = fitter.setting
@@ -163,8 +167,7 @@ def _refitted(
         heads.start(cut.own[parent].output, [read(x) for x in stream])
     found = heads.run()
     fitter.found.fits += [
-        replace(fit, layers=tuple(f"parent{parent}.{name}" for name in fit.layers))
-        for fit in found.fits
+        replace(fit, layers=tuple(f"{name}.{layer}" for layer in fit.layers)) for fit in found.fits
     ]
     return mine
 

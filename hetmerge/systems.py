@@ -13,6 +13,8 @@ from hetmerge.layers import Layer
 from hetmerge.weights import State
 
 MOST_ROWS = 60_000  # that a system is solved from
+LEAST_ROWS = 10_000  # likewise, where there are as many
+ROWS_PER_INPUT = 50  # likewise, between the two
 RIDGE = 1e-2
 FOLDS = 4  # parts of the batches that a ridge is chosen by
 ENOUGH = 2  # rows per input below which a system is called too small
@@ -31,6 +33,11 @@ class System:
     layers: tuple[str, ...]
     rows: int
     inputs: int
+
+
+def rows_for(inputs: int, most: int = MOST_ROWS) -> int:
+    """Sampled positions that a system of so many inputs is solved from, where there are enough."""
+    return min(most, max(LEAST_ROWS, ROWS_PER_INPUT * inputs))
 
 
 def title(weight: str) -> str:

@@ -52,6 +52,11 @@ class Spec:
 
     def path(self, setting: str) -> Path:
         """Where the trained network is kept, in the user's cache folder."""
-        base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
         file = self.name.replace("@", "-classes").replace("/", "-seed") + ".safetensors"
-        return Path(base) / "hetmerge" / "vision" / setting / file
+        return cache_folder(setting) / file
+
+
+def cache_folder(setting: str) -> Path:
+    """Where the networks of one setting are kept."""
+    base = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(base) / "hetmerge" / "vision" / setting

@@ -67,7 +67,7 @@ def train(spec: Spec, setting: Setting) -> tuple[nn.Module, float]:
     rng = torch.Generator().manual_seed(spec.seed)
     device = "cuda" if torch.cuda.is_available() else "cpu"
     images, labels = own(*cifar10("train", setting.images), spec.classes)
-    net = spec.build().to(device)
+    net = spec.build().to(device, memory_format=torch.channels_last)
     optimizer = torch.optim.SGD(
         net.parameters(), lr=setting.rate, momentum=0.9, nesterov=True, weight_decay=5e-4
     )
@@ -78,7 +78,8 @@ def train(spec: Spec, setting: Setting) -> tuple[nn.Module, float]:
         began, total = time.perf_counter(), 0.0
         for index in torch.randperm(len(labels), generator=rng).split(BATCH):
             with torch.autocast(device, torch.bfloat16):
-                outputs = net(augment(images[index], rng).to(device))
+                views = augment(images[index], rng)
+                outputs = net(views.to(device, memory_format=torch.channels_last))
                 loss = F.cross_entropy(outputs.float(), labels[index].to(device))
             optimizer.zero_grad()
             loss.backward()

@@ -111,3 +111,22 @@ def test_each_place_and_each_parent_count_the_same() -> None:
     ]
     assert torch.equal(maps[0].labels[0], maps[1].labels[0])
     assert torch.equal(maps[0].labels[1], maps[1].labels[1])
+
+
+@pytest.mark.parametrize("heavy", [0, 1])
+def test_a_parent_counts_by_its_weight(heavy: int) -> None:
+    covariance = torch.eye(8, dtype=torch.float64)
+    importances = {m: [torch.eye(4, dtype=torch.float64)] for m in (0, 1)}
+    weights = [0.1, 0.1]
+    weights[heavy] = 0.9
+    map_ = selection(covariance, {0: 4, 1: 4}, importances, weights, 4)
+    assert map_.labels[heavy].tolist() == [0, 1, 2, 3]
+    assert map_.labels[1 - heavy].tolist() == [-1] * 4
+
+
+def test_every_place_that_reads_counts() -> None:
+    covariance = torch.eye(6, dtype=torch.float64)
+    places = [torch.diag(torch.eye(4, dtype=torch.float64)[unit]) for unit in (1, 3)]
+    importances = {0: places, 1: [torch.eye(2, dtype=torch.float64)]}
+    map_ = selection(covariance, {0: 4, 1: 2}, importances, [0.5, 0.5], 2)
+    assert map_.labels[0].tolist() == [-1, 0, -1, 1]

@@ -73,6 +73,36 @@ def test_outputs_stand_side_by_side_as_the_heads_give_them(parents, images) -> N
     assert torch.equal(run(result.model, images[0]), torch.cat(each, 1))
 
 
+def test_heads_are_called_as_asked(parents, images, tmp_path: Path) -> None:
+    names = ["cats", "dogs"]
+    result = hm.merge(parents, images, stop_at=2, names=names, progress=False)
+    assert list(result.model.heads) == names
+    plain = hm.merge(parents, images, stop_at=2, progress=False)
+    assert torch.equal(
+        run(result.model, images[0], head="dogs"), run(plain.model, images[0], head="parent1")
+    )
+    assert "dogs.head" in {name for fit in result.report.fits for name in fit["layers"]}
+    result.save(tmp_path / "merged")
+    assert list(hm.load(tmp_path / "merged").heads) == names
+    assert hm.AlignmentPlan.load(tmp_path / "merged" / "plan").options.names == names
+
+
+@pytest.mark.parametrize(
+    ("names", "says"),
+    [
+        (["a"], "names: got 1 for 2 models"),
+        (["a", "a"], "allowed: different Python identifiers"),
+        (["a.b", "c"], "names: got"),
+        (["keys", "c"], "names: got"),
+        ("ab", "names: got 'ab'"),
+        ([0, 1], "names: got"),
+    ],
+)
+def test_bad_names(names, says, parents, images) -> None:
+    with pytest.raises(InputError, match=says):
+        hm.plan(parents, images, stop_at=2, names=names, progress=False)
+
+
 def test_shared_names_are_averaged_by_weight(parents, images) -> None:
     labels = [["a", "b", "c", "d", "e"], ["e", "f", "a", "g", "h"]]
     result = hm.merge(

@@ -7,11 +7,13 @@ import torch.nn.functional as F
 from families.plain import Tied, perceptron
 from families.vision import Mobile, ResNet, vgg
 from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
 
 import hetmerge as hm
 from hetmerge.batches import as_call
 from hetmerge.execution import Walker
 from hetmerge.layers import Layer, find_groups
+from hetmerge.leastsquares import RIDGES
 from hetmerge.network import Network
 from hetmerge.refit import HEAD_SHARE
 
@@ -202,6 +204,48 @@ def test_cost_counts_the_activations_that_are_kept(case: str, make, request, mon
         (fit["layers"], fit["rows"], fit["inputs"]) for fit in report.fits
     ]
     assert cost.peak_bytes > cost.stream_bytes > 0
+
+
+@pytest.mark.parametrize("ridge", [RIDGE, "auto"])
+def test_cost_counts_operations_and_what_solving_needs(ridge, make, vectors) -> None:
+    """Three linear layers; 256 units, so that the normal equations outweigh the activations."""
+    parents = [make(perceptron, [256, 256], seed=i) for i in range(2)]
+    plan = hm.plan(parents, vectors, ridge=ridge, progress=False)
+    merged = hm.apply(plan, parents, vectors, progress=False).model
+    cost = plan.cost(parents, vectors)
+    with FlopCounterMode(display=False) as counter, torch.no_grad():
+        for model in (*parents, merged):
+            for batch in vectors:
+                model(batch)
+    solved = 0.0
+    solutions = 1 if ridge == RIDGE else 1 + len(vectors) * len(RIDGES)
+    for system, outputs in zip(cost.systems, (256, 256, 5), strict=True):
+        n, p = system.rows, system.inputs
+        solved += n * p * p + 2 * n * p * outputs
+        solved += solutions * (p**3 / 3 + 4 * p * p * outputs)
+    assert cost.flops == pytest.approx(counter.get_total_flops() + solved, abs=1)
+    square = 8 * 257**2  # a system of equations, and the copies that are made to solve it
+    folds = 1 if ridge == RIDGE else len(vectors)
+    weights = sum(t.numel() * 8 for m in (*parents, merged, merged) for t in m.parameters())
+    assert cost.peak_bytes >= (folds + 4) * square + weights
+
+
+@pytest.mark.parametrize("case", ["plain", "linear", "grouped and depthwise"])
+def test_rows_follow_from_the_inputs_of_a_system(case: str, make, request, monkeypatch) -> None:
+    monkeypatch.setattr("hetmerge.systems.LEAST_ROWS", 96)
+    monkeypatch.setattr("hetmerge.systems.ROWS_PER_INPUT", 3)
+    family, arguments, inputs = CASES[case]
+    batches = request.getfixturevalue(inputs)
+    parents = [make(family, *arguments, seed=i) for i in range(2)]
+    plan = hm.plan(parents, batches, progress=False)
+    fits = hm.apply(plan, parents, batches, progress=False).report.fits
+    found = [(fit["inputs"], fit["rows"]) for fit in fits]
+    assert found == [(s.inputs, s.rows) for s in plan.cost(parents, batches).systems]
+    samples = sum(len(batch) for batch in batches)
+    for count, rows in found:
+        wanted = max(96, 3 * count)
+        assert wanted - samples < rows <= wanted or rows == samples
+    assert len({rows for _, rows in found}) > 1 or case == "linear"
 
 
 def kept(values: list[list[Tensor]]) -> int:
