@@ -11,9 +11,9 @@ import yaml
 from language_models import byte_level, llama
 from safetensors.torch import load_file, save_file
 
-import hetmerge as hm
 from hetmerge.card import model_card
 from hetmerge.errors import CheckpointError
+from hetmerge.options import Options
 from hetmerge.pretrained import (
     class_of,
     config_of,
@@ -126,7 +126,7 @@ def card(**changes: Any) -> str:
         merged_parameters=20,
         samples=5,
         weights=[0.5, 0.5],
-        options=hm.options.Options().to_dict(),
+        options=Options().to_dict(),
         spaces=[
             SimpleNamespace(name=f"layers.{k}.mlp", sizes=[4, None], width=4) for k in range(3)
         ],
