@@ -119,9 +119,12 @@ def rows_for(call: Call, member: int | None) -> Tensor | None:
 
 
 def comparable(value: Tensor, call: Call, member: int | None) -> Tensor:
-    """The positions that count, [N, features]; values of another form than [batch, length, d], and
-    those of batches that are no tokens, as they are."""
+    """The positions that count, [N, features]; values of another form than [batch, length, d] or
+    [batch * length, d], and those of batches that are no tokens, as they are."""
     rows, grid = rows_for(call, member), _grid(call)
-    if rows is None or value.dim() != 3 or tuple(value.shape[:2]) != grid:
+    if rows is None or grid is None:
+        return value
+    flat = value.dim() == 2 and len(value) == grid[0] * grid[1]
+    if not flat and (value.dim() != 3 or tuple(value.shape[:2]) != grid):
         return value
     return value.reshape(-1, value.shape[-1])[rows.to(value.device)]

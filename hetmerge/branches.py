@@ -12,6 +12,7 @@ from hetmerge.outline import Unit
 
 _PASS = {"dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy"}
 _IDEMPOTENT = {"relu", "relu6", "hardtanh"} | _PASS
+_RESHAPES = {"view", "reshape", "_unsafe_view", "flatten"}
 _LINEAR = {
     "getitem",
     "mul",
@@ -106,6 +107,9 @@ def _carries(node: Node, operand: Node) -> bool:
     """The stream goes on behind this operation; behind a norm only where nothing passes by it."""
     if op_name(node) == "layer_norm":
         return op_name(operand) == "add" and len(operand.users) == 1
+    if op_name(node) in _RESHAPES:  # [batch, length, d] and [batch * length, d] are one stream
+        shapes = [getattr(n.meta.get("val"), "shape", ()) for n in (node, operand)]
+        return all(shapes) and shapes[0][-1] == shapes[1][-1]
     return op_name(node) in _IDEMPOTENT
 
 

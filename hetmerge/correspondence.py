@@ -130,7 +130,11 @@ class Correspondence:
             carried = self.parent.graph.values[self.carried(s, i)]
             passage = self._passages[s, i]
             for node in passage.carriers:
-                for mine, theirs in zip(self.skeleton.graph.values[node], carried, strict=True):
+                exprs = self.skeleton.graph.values[node]
+                # Some families run part of a unit on [batch * length, features].
+                same = len(exprs) == len(carried)
+                pairs = zip(exprs, carried, strict=True) if same else [(exprs[-1], carried[-1])]
+                for mine, theirs in pairs:
                     if isinstance(mine, Leaf) and mine.space >= 0:
                         self._pair(mine, theirs, f"output of {self.stages[s].units[i].paths[0]!r}")
 

@@ -223,10 +223,8 @@ def _scratch(
 ) -> float:
     """Bytes that solving one group needs besides the activations."""
     if folds == 1 and system.rows < system.inputs and not step.group.layers[0].spatial:
-        weights = 8 * blocks * system.inputs * width
-        return (
-            8 * blocks * system.rows * (system.inputs + 3 * system.rows + 4 * width) + 4 * weights
-        )
+        beside = system.inputs + 3 * system.rows + 4 * width
+        return 8 * blocks * (system.rows * beside + 4 * system.inputs * width)
     square = 8 * blocks * system.inputs**2
     batch = sum(
         ledger.size(layer.source)

@@ -11,7 +11,6 @@ from torch import Tensor
 
 from hetmerge.blueprint import Blueprint
 from hetmerge.draft import Draft
-from hetmerge.errors import PlanError
 from hetmerge.huggingface import merged_config
 from hetmerge.lazy import empty
 from hetmerge.network import Network
@@ -92,14 +91,11 @@ def stored_type(setting: Setting) -> torch.dtype:
 
 
 def _unused(setting: Setting, like: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Tensors that no output depends on: those of the base parent."""
+    """Tensors that no output depends on: those of the base parent, or zeros in another shape."""
     state = _first(setting)
-    found = {}
-    for name, tensor in like.items():
-        if name not in state or state[name].shape != tensor.shape:
-            raise PlanError(
-                f"tensor {name!r} takes no part in what the model computes, so its merged values "
-                "are not known; use a class of the family without it"
-            )
-        found[name] = state[name]
-    return found
+    return {
+        name: state[name]
+        if name in state and state[name].shape == tensor.shape
+        else torch.zeros(tensor.shape, dtype=tensor.dtype)
+        for name, tensor in like.items()
+    }
