@@ -108,8 +108,8 @@ def _carries(node: Node, operand: Node) -> bool:
     if op_name(node) == "layer_norm":
         return op_name(operand) == "add" and len(operand.users) == 1
     if op_name(node) in _RESHAPES:  # [batch, length, d] and [batch * length, d] are one stream
-        shapes = [getattr(n.meta.get("val"), "shape", ()) for n in (node, operand)]
-        return all(shapes) and shapes[0][-1] == shapes[1][-1]
+        after, before = (n.meta.get("val") for n in (node, operand))
+        return getattr(after, "shape", [0])[-1:] == getattr(before, "shape", [1])[-1:]
     return op_name(node) in _IDEMPOTENT
 
 

@@ -18,6 +18,7 @@ from hetmerge.network import release
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting
+from hetmerge.tracing.expr import Concat, Expr, Product
 
 CHANCE_SAMPLES = 250  # inputs that tell what correlates by chance
 CHANCE_FEATURES = 2048  # of a parent, that tell it
@@ -162,7 +163,10 @@ def _widths(setting: Setting, space: int) -> list[int]:
 def _nested_views(
     setting: Setting, views: dict[int, list[View]]
 ) -> dict[tuple[int, int], list[View]]:
-    """Views of whole axes that are an outer and an inner space which the same parents have."""
+    """Views of whole axes that are an outer and an inner space which the same parents have.
+
+    Where layers read them; of what no layer reads as a whole, such as queries, where it is made.
+    """
     graph = setting.skeleton.graph
     found: dict[tuple[int, int], list[View]] = {}
     for space, seen in views.items():
@@ -171,7 +175,26 @@ def _nested_views(
             nest = nest_of(part(graph.values[view.node][view.dim], whole.path), graph.spaces)
             if nest and nest[0] == space and setting.members(nest[0]) == setting.members(nest[1]):
                 found.setdefault(nest, []).append(whole)
-    return found
+    made: dict[Nest, list[View]] = {}
+    for layer in setting.skeleton.layers:
+        exprs = graph.values[layer.tail]
+        for path, expr in _products(exprs[layer.feature_dim], ()):
+            nest = nest_of(expr, graph.spaces)
+            members = setting.members(nest[0]) if nest else ()
+            known = len(members) > 1 and all(setting.links[m].node(layer.tail) for m in members)
+            if nest and nest not in found and known and members == setting.members(nest[1]):
+                view = View(layer.tail, layer.feature_dim % len(exprs), path)
+                made.setdefault(nest, []).append(view)
+    return {**found, **made}
+
+
+def _products(expr: Expr, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Expr]]:
+    """The products in an expression, fused parts one by one, with their paths."""
+    if isinstance(expr, Product):
+        yield path, expr
+    elif isinstance(expr, Concat):
+        for i, inner in enumerate(expr.parts):
+            yield from _products(inner, (*path, i))
 
 
 def _shared_views(setting: Setting) -> dict[int, list[View]]:

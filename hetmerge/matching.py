@@ -27,7 +27,7 @@ from hetmerge.rotations import Rotation
 from hetmerge.selecting import importance_of, keep, ranked, selection
 from hetmerge.setting import Setting
 from hetmerge.streams import loudness, whole_axis, whole_moments
-from hetmerge.tracing.expr import Expr
+from hetmerge.tracing.expr import Expr, Leaf, Product
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
 from hetmerge.vocabulary import vocabulary_spaces
@@ -166,6 +166,19 @@ class Matcher:
         ]
 
     @cached_property
+    def _between(self) -> set[int]:
+        """Heads inside groups: seen only across groups that have not met yet."""
+        graph = self.setting.skeleton.graph
+        return {
+            part.space
+            for exprs in graph.tensors.values()
+            for expr in exprs
+            if isinstance(expr, Product)
+            for part in expr.parts[1:-1]
+            if isinstance(part, Leaf) and graph.spaces[part.space].structure
+        }
+
+    @cached_property
     def _vocabularies(self) -> set[int]:
         return vocabulary_spaces(self.setting.skeleton)
 
@@ -196,11 +209,11 @@ class Matcher:
             partition = self._whole(axis, sizes, target)
             if partition is not None:
                 return partition
-        nest = next((n for n in self.statistics.nested if n[0] == space.index), None)
-        if nest is not None:
-            return self._outer(space, nest, sizes, max(target, widest))
+        nests = [nest for nest in self.statistics.nested if nest[0] == space.index]
+        if nests:
+            return self._outer(space, nests, sizes, max(target, widest))
         similarity = self.similarities.get(space.index)
-        if similarity is None and moments is None:
+        if similarity is None and (moments is None or space.index in self._between):
             return self._unseen(space, sizes, target)
         if options.match in ("select", "pca") and not nested(self._spaces, space.index):
             assert moments is not None
@@ -325,16 +338,23 @@ class Matcher:
         return link.parent.graph.spaces[link.spaces[space]]
 
     def _outer(
-        self, space: Space, nest: tuple[int, int], sizes: dict[int, int], target: int
+        self, space: Space, nests: list[tuple[int, int]], sizes: dict[int, int], target: int
     ) -> Partition:
         """Groups and heads meet one to one, as their features match best; then the features."""
-        together = similarity_of(self.statistics.nested[nest])
         counts = list(sizes.values())
-        inner = [self.setting.width(m, nest[1]) for m in sizes]
-        similarity = outer_similarity(together, counts, inner)
+        found = {
+            nest[1]: (
+                similarity_of(self.statistics.nested[nest]),
+                [self.setting.width(m, nest[1]) for m in sizes],
+            )
+            for nest in nests
+        }
+        alike = [outer_similarity(together, counts, inner) for together, inner in found.values()]
+        similarity = torch.stack(alike).mean(0)
         partition = self._heard(space, "permute", similarity, sizes, target)
         chosen = torch.cat([partition.labels[m] for m in sizes])
-        self.similarities[nest[1]] = inner_similarity(together, counts, inner, chosen)
+        for space_inside, (together, inner) in found.items():
+            self.similarities[space_inside] = inner_similarity(together, counts, inner, chosen)
         return partition
 
     def _heard(
