@@ -186,7 +186,7 @@ def _is_unit(value: object) -> bool:
     return counted or (isinstance(value, str) and bool(value))
 
 
-def _are_names(names: object) -> bool:
+def _are_names(names: Any) -> bool:
     if not _listed(names):
         return False
     kind = torch.nn.ModuleDict
