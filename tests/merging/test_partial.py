@@ -34,9 +34,12 @@ def gap(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize("stop_at", [1, "layers.0.2", 6])
-def test_union_is_the_ensemble(stop_at, parents, images) -> None:
-    result = hm.merge(parents, images, width="union", stop_at=stop_at, progress=False)
+@pytest.mark.parametrize(
+    ("stop_at", "depth"), [(1, "segment"), ("layers.0.2", "segment"), (6, "segment"), (3, "tail")]
+)
+def test_union_is_the_ensemble(stop_at, depth, parents, images) -> None:
+    """Also where one parent has no unit at the cut, but has one behind it (tail)."""
+    result = hm.merge(parents, images, width="union", depth=depth, stop_at=stop_at, progress=False)
     assert result.report.exact
     each = [run(p, images[0]) for p in parents]
     assert gap(run(result.model, images[0]), sum(each) / 2) < EXACT
