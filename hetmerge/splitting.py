@@ -205,7 +205,7 @@ def _join(
             for walker, parent in zip(fitter.parents, setting.parents, strict=True)
         ]
         for name, values in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
-            tensors[name] = torch.tensor(values).to(like.dtype)
+            tensors[name] = torch.tensor(values, dtype=torch.float64).to(like.dtype)
     return {**spec, "dtype": str(like.dtype).removeprefix("torch.")}, tensors
 
 

@@ -78,6 +78,7 @@ def test_unknown_keys_name_the_nearest(
             "parameters: give 'budget' or 'width', not both",
         ),
         ({"parameters": {"labels": [["a"]]}}, "parameters.labels: expected 2 lists, got 1"),
+        ({"parameters": {"names": ["a"]}}, "parameters.names: expected 2, got 1"),
         ({"parameters": None}, "parameters: expected a mapping, got None"),
         ({"merge_method": "slerp"}, "merge_method: "),
         ({"models": [{"model": "a"}]}, "models: "),

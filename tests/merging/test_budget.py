@@ -15,7 +15,7 @@ import hetmerge as hm
 from hetmerge import InputError
 from hetmerge.allocation import allocate
 from hetmerge.calibration import calibrate
-from hetmerge.dial import curves_of, problem_of
+from hetmerge.dial import curves_of, match_within, problem_of
 from hetmerge.matching import Matcher
 from hetmerge.options import Options
 from hetmerge.planning import setting_of
@@ -124,6 +124,23 @@ def test_no_other_widths_are_predicted_better(match, kind, small, vectors) -> No
         assert found.loss <= before
         before = found.loss
     assert before < 0.2
+
+
+@pytest.mark.parametrize("match", ["zip", "select"])
+def test_nothing_is_narrower_where_all_fit_and_nothing_wider_where_not(
+    match, small, vectors
+) -> None:
+    """The widths that training was given come first."""
+    statistics = calibrate(small, vectors, progress=False)
+    skeleton = statistics.setting.skeleton
+    even = match_within(statistics, Options(match=match)).partitions
+    sizes = {s.index: s.size for s in skeleton.graph.spaces}
+    enough = parameter_cost(skeleton).at(sizes | {k: p.width for k, p in even.items()})
+    for limit in range(round(0.4 * enough), round(1.8 * enough), 4):
+        options = Options(match=match, budget={"parameters": limit})
+        found = match_within(statistics, options).partitions
+        changes = [found[k].width - partition.width for k, partition in even.items()]
+        assert min(changes) >= 0 if limit >= enough else max(changes) <= 0
 
 
 def test_a_space_counts_once_per_layer_that_reads_it(small, vectors, monkeypatch) -> None:

@@ -34,9 +34,12 @@ def gap(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().max() / wanted.abs().max())
 
 
-@pytest.mark.parametrize("stop_at", [1, "layers.0.2", 6])
-def test_union_is_the_ensemble(stop_at, parents, images) -> None:
-    result = hm.merge(parents, images, width="union", stop_at=stop_at, progress=False)
+@pytest.mark.parametrize(
+    ("stop_at", "depth"), [(1, "segment"), ("layers.0.2", "segment"), (6, "segment"), (3, "tail")]
+)
+def test_union_is_the_ensemble(stop_at, depth, parents, images) -> None:
+    """Also where one parent has no unit at the cut, but has one behind it (tail)."""
+    result = hm.merge(parents, images, width="union", depth=depth, stop_at=stop_at, progress=False)
     assert result.report.exact
     each = [run(p, images[0]) for p in parents]
     assert gap(run(result.model, images[0]), sum(each) / 2) < EXACT
@@ -71,6 +74,32 @@ def test_outputs_stand_side_by_side_as_the_heads_give_them(parents, images) -> N
     result = hm.merge(parents, images, stop_at=2, outputs="concat", refit=False, progress=False)
     each = [run(result.model, images[0], head=name) for name in result.model.heads]
     assert torch.equal(run(result.model, images[0]), torch.cat(each, 1))
+
+
+def test_refit_reads_the_parents_features_better(parents, images) -> None:
+    plan = hm.plan(parents, images, stop_at=2, progress=False)
+    own = [unit for unit in plan.slots[1][0][:2] if unit is not None][-1]
+    seen: list[Tensor] = []
+    hook = parents[1].layers[0][own].register_forward_hook(lambda _m, _i, y: seen.append(y))
+    run(parents[1], images[0])
+    hook.remove()
+    fitted, plain = (
+        hm.apply(plan, parents, images, refit=refit, progress=False).model
+        for refit in (True, False)
+    )
+    with torch.no_grad():
+        (stream,) = fitted.trunk(images[0])
+        errors = [gap(m.heads["parent1"].read(stream), seen[0]) for m in (fitted, plain)]
+    assert errors[0] < 0.8 * errors[1]
+
+
+def test_refitted_outputs_side_by_side_are_scaled_to_each_other(result, parents, images) -> None:
+    each = []
+    for m, parent in enumerate(parents):
+        theirs = torch.cat([run(parent, x) for x in images])
+        mine = run(result.model, images[0], head=f"parent{m}")
+        each.append((mine - theirs.mean()) / theirs.std())
+    assert gap(run(result.model, images[0]), torch.cat(each, 1)) < EXACT
 
 
 def test_heads_are_called_as_asked(parents, images, tmp_path: Path) -> None:
