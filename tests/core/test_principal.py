@@ -52,21 +52,23 @@ def test_what_matters_comes_first() -> None:
     assert torch.allclose(plain.energy, plain.energy.sort(descending=True).values)
 
 
-def test_norms_are_compensated() -> None:
-    """Behind norms everything is read right where the merged stream is as loud as the parents."""
-    x = features(rank=8)
+@pytest.mark.parametrize("width", [3, 5, 8])
+def test_norms_are_compensated(width: int) -> None:
+    """Behind norms a stream is read right at every width that holds it, and written as loud."""
     loud = {0: 2.0, 1: 0.5}
-    parts = [part for part in x.split(list(SIZES.values()), 1)]
-    normed = [p / p.square().mean(1, keepdim=True).sqrt() for p in parts]
-    x = torch.cat(normed, 1)
-    partition = directions(of(x), SIZES, {}, [0.5, 0.5], loud).partition(8)
+    generator = torch.Generator().manual_seed(0)
+    small = torch.randn(300, 3, generator=generator).double()
+    small = small / small.square().mean(1, keepdim=True).sqrt()
+    turn = torch.linalg.qr(torch.randn(5, 5, generator=generator).double())[0][:3]
+    normed = {0: small @ turn * (5 / 3) ** 0.5, 1: small}  # one stream in two bases
+    x = torch.cat(list(normed.values()), 1)
+    partition = directions(of(x), SIZES, {}, [0.5, 0.5], loud).partition(width)
     stream = sum(loud[m] * normed[m] @ partition.writes[m] for m in SIZES)
     level = stream.square().mean(1).sqrt()
-    assert torch.allclose(level, torch.ones(len(x)).double())  # geometric mean of 2 and .5
+    torch.testing.assert_close(level, torch.ones(300).double())  # geometric mean of 2 and .5
     for m in SIZES:
-        torch.testing.assert_close(
-            stream / level[:, None] @ partition.readoff[m].T, normed[m], rtol=1e-9, atol=1e-9
-        )
+        read = stream / level[:, None] @ partition.readoff[m].T
+        torch.testing.assert_close(read, normed[m], rtol=1e-9, atol=1e-9)
 
 
 @pytest.mark.parametrize("kept", [0, 1])

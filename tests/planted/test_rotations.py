@@ -6,10 +6,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from llama_nets import VOCABULARY, llama, rotated, tokens
+from llama_nets import VOCABULARY, Llama, llama, rotated, tokens
 from torch import Tensor, nn
 
 import hetmerge as hm
+from hetmerge.layers import find_groups
+from hetmerge.planning import plan_statistics
+from hetmerge.projection import Projector
+from hetmerge.targets import Targets
 
 EXACT = 1e-8
 
@@ -102,3 +106,38 @@ def test_a_cut_is_refused() -> None:
     parents = [llama(1, 2, 12), llama(2, 2, 12)]
     with pytest.raises(hm.errors.InputError, match="beside match='pca'"):
         hm.plan(parents, tokens(), match="pca", stop_at=1)
+
+
+def test_targets_add_up_and_pass_by() -> None:
+    """A stream's target is a sum; a parent without the block brings its own past it."""
+    parents = [llama(1, 3, 12), llama(2, 2, 16)]
+    batch = tokens(1)[0]
+    _, statistics, partitions = plan_statistics(parents, [batch], match="pca", progress=False)
+    setting = statistics.setting
+    projector = Projector(setting, partitions, [0.5, 0.5])
+    targets = Targets(projector, [p.walk([((batch,), {})]) for p in setting.parents])
+    (stream,) = [p for p in partitions.values() if p.writes]
+    after = [_streams(parent, batch) for parent in parents]
+    slots = setting.alignment.slots[1][0]
+    groups = find_groups(setting.skeleton.graph.program, setting.skeleton.layers)
+    residual = [group for group in groups if group.skip]
+    assert len(residual) == 6
+    for k, group in enumerate(residual):  # attention and hidden layer of every slot
+        slot, part = divmod(k, 2)
+        target = targets.of(group.target, group.layers[0])
+        rows = target.rows(torch.arange(batch.numel()), 0, 0)[0].T
+        known = max(i for i in slots[: slot + 1] if i is not None)
+        theirs = after[1][known][part if slots[slot] is not None else 1]
+        wanted = after[0][slot][part] @ stream.writes[0] + theirs @ stream.writes[1]
+        torch.testing.assert_close(rows, wanted.flatten(0, 1), rtol=1e-9, atol=1e-9)
+    assert None in slots
+
+
+def _streams(model: Llama, ids: Tensor) -> list[tuple[Tensor, Tensor]]:
+    """The stream behind the attention and behind the whole of every block."""
+    x, found = model.embed(ids), []
+    for layer in model.layers:
+        middle = x + layer.attention(layer.norm1(x))
+        x = layer(x)
+        found.append((middle, x))
+    return found
