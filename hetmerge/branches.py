@@ -6,9 +6,10 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from hetmerge.layers import NORMS, Layer, op_name
+from hetmerge.layers import NORMS, Layer, op_name, tensor_names
 from hetmerge.network import Network
 from hetmerge.outline import Unit
+from hetmerge.rotations import scales_at
 
 _PASS = {"dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy"}
 _IDEMPOTENT = {"relu", "relu6", "hardtanh"} | _PASS
@@ -25,7 +26,7 @@ _LINEAR = {
     "slice",
     "pad",
 }
-_LINEAR |= {*NORMS, "dropout", "clone", "contiguous", "constant_pad_nd"}
+_LINEAR |= {*NORMS, *_PASS, "type_as", "constant_pad_nd"}
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,8 @@ class Passage:
         layers: node names of the layers that produce the branch (residual), or of every layer of
             the unit, each replaced by the identity (plain).
         carriers: nodes whose features, for the absent parent, are those it carries past the unit.
+        scales: (tensor, offset) of learned scales behind the branch, `tensor + offset`, which stand
+            for its layers: behind a norm, what a layer's weights are multiplied by is lost.
         exact: the replacement computes the identity; false where a plain unit's activation is not
             idempotent, or a norm stands in the stream.
     """
@@ -45,22 +48,24 @@ class Passage:
     layers: tuple[str, ...]
     carriers: tuple[str, ...]
     exact: bool
+    scales: tuple[tuple[str, float], ...] = ()
 
 
 def passage(network: Network, unit: Unit) -> Passage:
     """How a parent without this unit passes it."""
     inside = network.nodes.inside(unit.paths)
     nodes = network.nodes.nodes
+    names = tensor_names(network.graph.program)
     stream, branches = _stream([nodes[n] for n in inside], _entry(inside, nodes, unit))
     layers = {layer.node: layer for layer in network.layers if layer.node in set(inside)}
     if unit.output in stream and branches:
-        ends = _branch_ends(branches, layers, set(inside))
+        ends, scales = _branch_ends(branches, layers, set(inside), names)
         carriers = tuple(n for n in inside if n in stream)
         exact = not any(op_name(nodes[n]) == "layer_norm" for n in carriers)
-        return Passage(True, tuple(sorted(ends)), carriers, exact)
+        return Passage(True, tuple(sorted(ends)), carriers, exact, tuple(sorted(scales)))
     if _added_to(nodes[unit.output], _entry(inside, nodes, unit)):
-        ends = _branch_ends([nodes[unit.output]], layers, set(inside))
-        return Passage(True, tuple(sorted(ends)), (), True)
+        ends, scales = _branch_ends([nodes[unit.output]], layers, set(inside), names)
+        return Passage(True, tuple(sorted(ends)), (), True, tuple(sorted(scales)))
     exact = all(op_name(nodes[n]) in _IDEMPOTENT | _LINEAR or n in layers for n in inside)
     carriers = (*(layer.tail for layer in layers.values()), unit.output)
     return Passage(False, tuple(layers), carriers, exact)
@@ -113,13 +118,19 @@ def _carries(node: Node, operand: Node) -> bool:
     return op_name(node) in _IDEMPOTENT
 
 
-def _branch_ends(branches: list[Node], layers: dict[str, Layer], inside: set[str]) -> set[str]:
+def _branch_ends(
+    branches: list[Node], layers: dict[str, Layer], inside: set[str], names: dict[str, str]
+) -> tuple[set[str], set[tuple[str, float]]]:
+    """The last layers of branches, or the learned scales that stand behind them."""
     ends: set[str] = set()
+    scales: set[tuple[str, float]] = set()
     stack = list(branches)
     while stack:
         node = stack.pop()
         if node.name in layers:
             ends.add(node.name)
+        elif learned := set(scales_at(node, names)):
+            scales |= learned
         elif node.name in inside and op_name(node) in _LINEAR:
             stack.extend(node.all_input_nodes)
-    return ends
+    return ends, scales

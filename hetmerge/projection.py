@@ -214,6 +214,12 @@ class Projector:
         if passage.residual:
             if name in self._stream_norms(passage):
                 return Share(parent, self._identity(name, parent, link, setting.skeleton))
+            for scale, offset in passage.scales:
+                if name == scale:
+                    like = setting.skeleton.state[name]
+                    exprs = setting.skeleton.graph.tensors[name]
+                    sizes = [len(self.labels(expr, parent)[0]) for expr in exprs]
+                    return Share(parent, like.new_full(sizes, -offset) if offset else None)
             return Share(parent, None) if name in additive else None
         return Share(parent, self._identity(name, parent, link, setting.skeleton))
 

@@ -60,7 +60,7 @@ def find_gains(graph: SpaceGraph, layers: Sequence[Layer]) -> tuple[Gain, ...]:
     tied = {*graph.aliases, *graph.aliases.values()}
     found = []
     for node in graph.program.graph.nodes:
-        for tensor, offset in _scales(node, names):
+        for tensor, offset in scales_at(node, names):
             readers = _readers(node, layers)
             fixed = any(x.shared or x.spatial or x.weight in tied for x in readers)
             if readers and not fixed and tensor not in tied:
@@ -195,7 +195,7 @@ class _Search:
         )
 
 
-def _scales(node: Node, names: Mapping[str, str]) -> Iterator[tuple[str, float]]:
+def scales_at(node: Node, names: Mapping[str, str]) -> Iterator[tuple[str, float]]:
     """(tensor, offset) of the learned vector that a node multiplies its last dimension by."""
     if node.op != "call_function" or op_name(node) not in ("mul", "rms_norm"):
         return

@@ -61,6 +61,11 @@ def build_setting(networks: Sequence[Network], alignment: Alignment, call: Call)
     ]
     skeleton, stages = base, alignment.stages[alignment.base]
     if any(grown):
+        if not base.in_memory:
+            raise AlignmentError(
+                "the deepest checkpoint is shallower than another in some stage; merge such "
+                "parents as modules in memory"
+            )
         model = _grow(networks, alignment, grown)
         skeleton = Network(model, call, "merged network", fold=False)
         stages = _stages_again(skeleton, stages)

@@ -1,0 +1,104 @@
+"""Tiny random members of every family that is promised to work: (layers, width, heads, groups)."""
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+import transformers as tf
+from torch import nn
+
+VOCABULARY = 40
+Maker = Callable[[int, int, int, int], nn.Module]
+
+
+def _grouped(config: Any, model: Any) -> Maker:
+    """Decoders with rotary embeddings and grouped-query attention."""
+    return lambda layers, width, heads, groups: model(
+        config(
+            vocab_size=VOCABULARY,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            head_dim=8,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+        )
+    )
+
+
+def _plain(config: Any, model: Any, names: dict[str, str], **fixed: Any) -> Maker:
+    """Families whose numbers go by other names."""
+    known = {
+        "width": "hidden_size",
+        "layers": "num_hidden_layers",
+        "heads": "num_attention_heads",
+        "inner": "intermediate_size",
+        **names,
+    }
+
+    def make(layers: int, width: int, heads: int, groups: int) -> nn.Module:
+        sizes = {"width": width, "layers": layers, "heads": heads, "inner": 2 * width}
+        return model(config(**{known[k]: v for k, v in sizes.items() if known[k]}, **fixed))
+
+    return make
+
+
+_TEXT = {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
+_IMAGE = {"image_size": 16, "patch_size": 8}
+
+GROUPED = {
+    "llama": _grouped(tf.LlamaConfig, tf.LlamaForCausalLM),
+    "mistral": _grouped(tf.MistralConfig, tf.MistralForCausalLM),
+    "qwen2": _grouped(tf.Qwen2Config, tf.Qwen2ForCausalLM),
+    "qwen3": _grouped(tf.Qwen3Config, tf.Qwen3ForCausalLM),
+    "gemma2": _grouped(tf.Gemma2Config, tf.Gemma2ForCausalLM),
+    "gemma3": _grouped(tf.Gemma3TextConfig, tf.Gemma3ForCausalLM),
+    "phi3": _grouped(tf.Phi3Config, tf.Phi3ForCausalLM),
+    "olmo2": _grouped(tf.Olmo2Config, tf.Olmo2ForCausalLM),
+    "starcoder2": _grouped(tf.Starcoder2Config, tf.Starcoder2ForCausalLM),
+}
+OTHERS = {
+    "gpt2": _plain(
+        tf.GPT2Config,
+        tf.GPT2LMHeadModel,
+        {"width": "n_embd", "layers": "n_layer", "heads": "n_head", "inner": "n_inner"},
+        vocab_size=VOCABULARY,
+        n_positions=64,
+        bos_token_id=0,
+        eos_token_id=0,
+    ),
+    "gpt-neox": _plain(tf.GPTNeoXConfig, tf.GPTNeoXForCausalLM, {}, **_TEXT),
+    "opt": _plain(tf.OPTConfig, tf.OPTForCausalLM, {"inner": "ffn_dim"}, **_TEXT),
+    "bert": _plain(tf.BertConfig, tf.BertForMaskedLM, {}, **_TEXT),
+    "roberta": _plain(tf.RobertaConfig, tf.RobertaForMaskedLM, {}, **_TEXT),
+    "distilbert": _plain(
+        tf.DistilBertConfig,
+        tf.DistilBertForMaskedLM,
+        {"width": "dim", "layers": "n_layers", "heads": "n_heads", "inner": "hidden_dim"},
+        **_TEXT,
+    ),
+    "vit": _plain(tf.ViTConfig, tf.ViTForImageClassification, {}, num_labels=5, **_IMAGE),
+    "dinov2": _plain(
+        tf.Dinov2Config,
+        tf.Dinov2ForImageClassification,
+        {"inner": ""},
+        mlp_ratio=2,
+        num_labels=5,
+        **_IMAGE,
+    ),
+    "clip": _plain(
+        tf.CLIPVisionConfig, tf.CLIPVisionModelWithProjection, {}, projection_dim=16, **_IMAGE
+    ),
+}
+VISION = ("vit", "dinov2", "clip")
+
+
+def inputs(family: str) -> list[dict[str, torch.Tensor]]:
+    random = torch.Generator().manual_seed(0)
+    if family in VISION:
+        return [{"pixel_values": torch.randn(8, 3, 16, 16, generator=random)} for _ in range(2)]
+    return [{"input_ids": torch.randint(3, VOCABULARY, (8, 12), generator=random)} for _ in "ab"]

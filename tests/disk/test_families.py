@@ -1,0 +1,45 @@
+"""Every promised family: its spaces proven, and two of its members of different shape merged."""
+
+import pytest
+import torch
+
+import hetmerge as hm
+
+tf = pytest.importorskip("transformers")
+import family_models as models  # noqa: E402
+from families import pretrained as hf  # noqa: E402
+
+FAMILIES = {**models.GROUPED, **models.OTHERS}
+POST_NORM = (
+    "bert",
+    "roberta",
+    "distilbert",
+)  # norms in the stream itself: no unit is passed exactly
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_family(tmp_path, family):
+    """With all weight on one parent the merge is that parent, in more layers' and heads' room."""
+    groups = 2 if family in models.GROUPED else 6
+    wide = hf.lively(FAMILIES[family](2, 48, 6, groups), 1).float()
+    depth = 2 if family in POST_NORM else 3
+    deep = hf.lively(FAMILIES[family](depth, 32, 4, min(groups, 4)), 2).float()
+    batches = models.inputs(family)
+    hm.trace(wide, (), batches[0]).verify(wide)
+    for name, model in (("wide", wide), ("deep", deep)):
+        model.save_pretrained(tmp_path / name)
+    folders = [tmp_path / "wide", tmp_path / "deep"]
+    options = {"match": "permute", "weights": [1, 0], "refit": False, "progress": False}
+    result = hm.merge_to(tmp_path / "out", folders, batches, **options)
+    assert result.plan.base == (family not in POST_NORM)
+    merged = type(wide).from_pretrained(tmp_path / "out").eval()
+    with torch.no_grad():
+        found, wanted = (model(**batches[0])[0] for model in (merged, wide))
+    # Scales of norms stand in other tensors than before: single precision, a few layers.
+    assert float((found - wanted).abs().max()) < 2e-5 * float(wanted.abs().max())
+
+
+def test_a_post_norm_family_says_that_depth_is_not_free():
+    wide, deep = (hf.lively(FAMILIES["bert"](n, 24, 3, 3), n).float() for n in (2, 3))
+    plan = hm.plan([wide, deep], models.inputs("bert"), progress=False)
+    assert any("which is not exact here" in note for note in plan.notes)
