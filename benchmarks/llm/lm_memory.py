@@ -1,0 +1,133 @@
+"""Peak memory of merging checkpoints with the shapes of two published models, beside its forecast.
+
+python benchmarks/llm/lm_memory.py                           # 1.2 B + 0.5 B parameters
+python benchmarks/llm/lm_memory.py --tokens 512 --repeat 2   # twice as many layers
+
+The weights are random bfloat16 numbers: memory and time do not depend on them.
+"""
+
+from __future__ import annotations
+
+import argparse
+import csv
+import json
+import resource
+import shutil
+import subprocess
+import sys
+import time
+from datetime import date
+from pathlib import Path
+
+import torch
+import transformers as tf
+from rich.console import Console
+
+import hetmerge as hm
+from hetmerge.batches import as_call
+from hetmerge.forecast import forecast
+from hetmerge.lazy import empty
+from hetmerge.options import Options
+from hetmerge.shard_writer import JOURNAL, ShardWriter
+
+OUT = Console()
+RESULTS = Path(__file__).parents[1] / "results" / "llm-memory.csv"
+LENGTH, BATCH, VOCABULARY = 512, 4, 128256
+SHAPES = {  # hidden, MLP, layers, heads, groups of Llama-3.2-1B and of Qwen2.5-0.5B
+    "large": (2048, 8192, 16, 32, 8),
+    "small": (896, 4864, 24, 14, 2),
+}
+
+
+def write(folder: Path, name: str, repeat: int) -> None:
+    """A random checkpoint, tensor by tensor."""
+    hidden, inner, layers, heads, groups = SHAPES[name]
+    config = tf.LlamaConfig(
+        vocab_size=VOCABULARY,
+        hidden_size=hidden,
+        intermediate_size=inner,
+        num_hidden_layers=repeat * layers,
+        num_attention_heads=heads,
+        num_key_value_heads=groups,
+        head_dim=64,
+        tie_word_embeddings=True,
+        architectures=["LlamaForCausalLM"],
+        dtype="bfloat16",
+    )
+    folder.mkdir(parents=True)
+    model = empty(tf.LlamaForCausalLM, config)
+    like = {n: torch.empty_like(t, dtype=torch.bfloat16) for n, t in model.named_parameters()}
+    writer = ShardWriter(folder, like, 5_000_000_000)
+    random = torch.Generator().manual_seed(len(name))
+    for tensor, shape in like.items():
+        values = torch.ones(shape.shape)
+        if shape.dim() > 1:
+            values = torch.empty(shape.shape).normal_(0, 0.02, generator=random)
+        writer.write(tensor, values)
+        writer.finish([tensor])
+    writer.close()
+    (folder / JOURNAL).unlink(missing_ok=True)
+    config.save_pretrained(folder)
+
+
+def batches(tokens: int) -> list[dict[str, torch.Tensor]]:
+    random = torch.Generator().manual_seed(0)
+    ids = torch.randint(VOCABULARY, (-(-tokens // LENGTH), LENGTH), generator=random)
+    if tokens < BATCH * LENGTH:
+        ids = ids[:, : tokens // BATCH].expand(BATCH, -1)
+    return [{"input_ids": part} for part in ids.split(BATCH)]
+
+
+def merge(folders: list[Path], out: Path, tokens: int, match: str) -> dict[str, float]:
+    """In a process of its own: forecast, merge, and what the process held at most."""
+    inputs = batches(tokens)
+    models = [hm.open_checkpoint(folder) for folder in folders]
+    found = forecast(models, [as_call(batch) for batch in inputs], Options(match=match))
+    began = time.perf_counter()
+    hm.merge_to(out, folders, inputs, match=match, progress=False)
+    return {
+        "forecast": found.peak_bytes / 1e9,
+        "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
+        "seconds": time.perf_counter() - began,
+    }
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--tokens", type=int, default=4096)
+    parser.add_argument("--repeat", type=int, default=1, help="times as many layers")
+    parser.add_argument("--match", default="zip")
+    parser.add_argument("--folder", type=Path, default=Path("hetmerge-memory"))
+    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    chosen = parser.parse_args()
+    folders = [chosen.folder / f"{name}-{chosen.repeat}" for name in SHAPES]
+    out = chosen.folder / f"merged-{chosen.repeat}"
+    if chosen.inside:
+        sys.stdout.write(json.dumps(merge(folders, out, chosen.tokens, chosen.match)) + "\n")
+        return
+    for name, folder in zip(SHAPES, folders, strict=True):
+        if not folder.exists():
+            write(folder, name, chosen.repeat)
+    done = subprocess.run(
+        [sys.executable, *sys.argv, "--inside"], check=True, stdout=subprocess.PIPE, text=True
+    )
+    shutil.rmtree(out)
+    found = json.loads(done.stdout.splitlines()[-1])
+    row = {
+        "match": chosen.match,
+        "layers": "+".join(str(chosen.repeat * shape[2]) for shape in SHAPES.values()),
+        "tokens": chosen.tokens,
+        **{name: f"{value:.3f}" for name, value in found.items()},
+        "date": date.today().isoformat(),
+    }
+    OUT.print(row)
+    fresh = not RESULTS.exists()
+    with RESULTS.open("a", newline="") as file:
+        table = csv.DictWriter(file, list(row))
+        if fresh:
+            table.writeheader()
+        table.writerow(row)
+
+
+if __name__ == "__main__":
+    main()
