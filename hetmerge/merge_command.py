@@ -18,6 +18,7 @@ from hetmerge.files import check_new
 from hetmerge.folder_merge import merge_to
 from hetmerge.huggingface import is_pretrained
 from hetmerge.lazy import open_checkpoint
+from hetmerge.massive import without_massive
 from hetmerge.perplexity import score
 from hetmerge.planning import AlignmentPlan, plan_statistics
 from hetmerge.progress import Progress
@@ -70,6 +71,8 @@ def _merge_on_disk(
     models = open_parents(config, parents)
     vocabulary, tokenizer = vocabulary_of(parents.language, [model.module for model in models])
     batches = calibration_batches(config, parents.language, tokenizer)
+    if config.calibration.exclude_massive:
+        batches = without_massive(models, batches)
     held_out = evaluation_windows(config, parents.language, tokenizer)
 
     def prepared(plan: AlignmentPlan, ready: Prepared) -> None:
@@ -105,6 +108,8 @@ def _merge_in_memory(
     models = load_parents(config, parents)
     vocabulary, tokenizer = vocabulary_of(parents.language, models)
     batches = calibration_batches(config, parents.language, tokenizer)
+    if config.calibration.exclude_massive:
+        batches = without_massive(models, batches)
     held_out = evaluation_windows(config, parents.language, tokenizer)
     progress = None if console else False
     plan, statistics, partitions = plan_statistics(

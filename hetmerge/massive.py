@@ -1,0 +1,65 @@
+"""Calibration without the positions of massive activations."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from hetmerge.alignment import find_stages
+from hetmerge.batches import Call, Joint, call_for, rows_for
+from hetmerge.calibration import as_calls
+from hetmerge.lazy import Checkpoint
+from hetmerge.network import Network, release
+from hetmerge.windows import massive
+
+
+def without_massive(
+    models: Sequence[nn.Module | Checkpoint], batches: Iterable[Any]
+) -> list[Joint]:
+    """Batches of tokens in which positions count only where no unit of any parent is massive.
+
+    One more pass of every parent. See :func:`hetmerge.windows.massive` for what that is.
+
+    Args:
+        models: the parents.
+        batches: of tokens, or windows.
+    """
+    calls = as_calls(models, batches, "segment")
+    networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in enumerate(models)]
+    found = [_massive(network, calls) for network in networks]
+    return [_kept(call, [each[b] for each in found]) for b, call in enumerate(calls)]
+
+
+def _massive(network: Network, calls: Sequence[Call]) -> list[Tensor]:
+    """Per batch bool [batch * length]: some unit's output is massive there."""
+    walker = network.walk(calls)
+    found: list[Tensor] = []
+    for stage in find_stages([network])[0]:
+        for unit in stage.units:
+            values = walker.value(unit.output)
+            pairs = zip(values, calls, strict=True)
+            flags = [_flags(value, call, network.member) for value, call in pairs]
+            found = [a | b for a, b in zip(found, flags, strict=True)] if found else flags
+            release([network])
+    return found
+
+
+def _flags(value: Tensor, call: Call, member: int | None) -> Tensor:
+    hidden = value.reshape(1, -1, value.shape[-1])
+    rows = rows_for(call, member)
+    mask = torch.zeros(hidden.shape[1], dtype=torch.bool)
+    mask[rows if rows is not None else slice(None)] = True
+    return massive(hidden, mask[None])[0]
+
+
+def _kept(call: Call, flags: Sequence[Tensor]) -> Joint:
+    """The batch without the positions that are flagged in some parent."""
+    everything = torch.arange(len(flags[0]))
+    members = [*range(len(flags)), None]
+    rows = [r if (r := rows_for(call, m)) is not None else everything for m in members]
+    keep = torch.stack([~flag[at] for flag, at in zip(flags, rows, strict=False)]).all(0)
+    own = tuple(call_for(call, m) for m in range(len(flags)))
+    return Joint((call[0], call[1]), own, tuple(at[keep] for at in rows))
