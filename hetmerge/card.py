@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from datetime import datetime, timezone
 from importlib.metadata import PackageNotFoundError, version
 from typing import TYPE_CHECKING, Any
 
@@ -38,7 +37,7 @@ def model_card(report: Report, plan: AlignmentPlan, configuration: str) -> str:
         _header(report),
         "# Merged model",
         f"Made by merging {len(report.parameters)} models of different shape into one with "
-        f"hetmerge on {datetime.now(timezone.utc).date().isoformat()}, without training.",
+        f"hetmerge on {report.date}, without training.",
         "## Parents",
         _table(
             ("", "model", "revision", "commit", "class", "parameters", "weight"),

@@ -7,6 +7,7 @@ import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
@@ -88,6 +89,7 @@ def merge_to(
         generation = models[plan.base].folder / "generation_config.json"
         if generation.is_file():
             shutil.copyfile(generation, work / generation.name)
+        result.report.date = json.loads((work / RUN).read_text())["date"]
         if finished:
             finished(work, result)
         text = json.dumps(result.report.to_dict(), indent=1)
@@ -119,7 +121,9 @@ def _unfinished(out: Path, identity: str) -> Iterator[Path]:
                 )
         else:
             work.mkdir(parents=True)
-            replace_file(work / RUN, json.dumps({"identity": identity}).encode())
+            today = datetime.now(timezone.utc).date().isoformat()
+            known = {"identity": identity, "date": today}
+            replace_file(work / RUN, json.dumps(known).encode())
         yield work
     except OSError as error:
         raise CheckpointError(f"{work}: cannot be written ({error.strerror or error})") from error

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import asdict, dataclass, field
+from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
@@ -54,6 +55,7 @@ class Report:
             perplexity and bits per byte of language models.
         sources: per parent, its name, the revision asked for and the hub's commit, where the merge
             was made from a configuration.
+        date: of the day the merge was begun, UTC.
     """
 
     parameters: list[int]
@@ -73,6 +75,7 @@ class Report:
     seconds: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     sources: list[dict[str, str | None]] = field(default_factory=list)
+    date: str = field(default_factory=lambda: datetime.now(timezone.utc).date().isoformat())
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""

@@ -122,6 +122,7 @@ def test_damaged_directories(tmp_path: Path) -> None:
 
 def card(**changes: Any) -> str:
     report = SimpleNamespace(
+        date="2026-01-02",
         parameters=[10, 20],
         merged_parameters=20,
         samples=5,
