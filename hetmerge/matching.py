@@ -12,22 +12,21 @@ from torch import Tensor
 from hetmerge.agreement import Agreement, agreement
 from hetmerge.calibration import Statistics
 from hetmerge.errors import InputError
-from hetmerge.features import View, views_of
 from hetmerge.gathering import Gathered
 from hetmerge.heads import best_units, keep_units
-from hetmerge.importance import by_weights, fisher
 from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
 from hetmerge.nested import inner_similarity, outer_similarity
 from hetmerge.ops.moments import Moments
 from hetmerge.options import Options
 from hetmerge.outputs import output_partition
 from hetmerge.partition import Partition, union
+from hetmerge.places import Places
 from hetmerge.principal import Directions, directions
 from hetmerge.rotations import Rotation
 from hetmerge.selecting import importance_of, keep, ranked, selection
 from hetmerge.setting import Setting
 from hetmerge.streams import loudness, whole_axis, whole_moments
-from hetmerge.tracing.expr import Expr, Leaf, Product
+from hetmerge.tracing.expr import Leaf, Product
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
 from hetmerge.vocabulary import vocabulary_spaces
@@ -78,6 +77,7 @@ class Matcher:
         self._spaces = self.setting.skeleton.graph.spaces
         self.weights = options.shares(len(self.setting.parents))
         self.streams = not self.setting.skeleton.in_memory
+        self._places = Places(self.setting, statistics.calls, options)
         self.partitions: dict[int, Partition] = {}
         self.similarities: dict[int, Tensor] = {}
         self.agreements: dict[int, Agreement] = {}
@@ -160,10 +160,7 @@ class Matcher:
 
     def places(self, space: Space) -> list[list[Tensor]]:
         """Per parent that has the space: how errors count, at each place that reads it."""
-        return [
-            self._importances[m].get(self.setting.links[m].spaces[space.index], [])
-            for m in self.sizes(space)
-        ]
+        return [self._places.of(m, space.index) for m in self.sizes(space)]
 
     @cached_property
     def _between(self) -> set[int]:
@@ -286,7 +283,7 @@ class Matcher:
         if len({features[m] // sizes[m] for m in sizes}) > 1:
             return None
         second = about_zero(moments)
-        importance = importance_of(second, features, self._axis_importances(axis, sizes), weights)
+        importance = importance_of(second, features, self._places.of_axis(axis, sizes), weights)
         heard = [m for m in sizes if weights[m] > 0] or list(sizes)
         ends = torch.arange(len(second)).split(moments.sizes)
         units = [u for m, at in zip(sizes, ends, strict=True) for u in at.reshape(sizes[m], -1)]
@@ -294,44 +291,6 @@ class Matcher:
         free = [i for i, m in enumerate(owner) if m in heard]
         chosen = best_units(second, importance, [units[i] for i in free], min(target, len(free)))
         return keep_units(second, sizes, units, [free[i] for i in chosen])
-
-    def _axis_importances(self, axis: str, sizes: dict[int, int]) -> dict[int, list[Tensor]]:
-        found: dict[int, list[Tensor]] = {}
-        for m in sizes:
-            node = self.setting.links[m].node(axis)
-            assert node is not None
-            parent = self.setting.parents[m]
-            if self.options.importance == "weights":
-                readers = [x for x in parent.layers if x.source == node]
-                rows = [parent.state[x.weight].double() for x in readers]
-                rows = [w.T if x.transposed else w for w, x in zip(rows, readers, strict=True)]
-                found[m] = [w.T @ w for w in rows]
-            else:
-                view = _axis_view(parent.graph.values[node], node)
-                found[m] = [self._fisher[m][view]] if view in self._fisher[m] else []
-        return found
-
-    @cached_property
-    def _importances(self) -> list[dict[int, list[Tensor]]]:
-        if self.options.importance == "weights" or self.streams:
-            return [by_weights(network) for network in self.setting.parents]
-        return [
-            {k: [known[v] for v in listed if v in known] for k, listed in views_of(network).items()}
-            for network, known in zip(self.setting.parents, self._fisher, strict=True)
-        ]
-
-    @cached_property
-    def _fisher(self) -> list[dict[View, Tensor]]:
-        """Per parent, the Fisher information wherever layers read a space, and of whole axes."""
-        found = []
-        for m, network in enumerate(self.setting.parents):
-            views = [view for listed in views_of(network).values() for view in listed]
-            if self.options.match == "pca":
-                axes = {whole_axis(self.setting, s.index) for s in self._spaces if s.free}
-                theirs = {self.setting.links[m].node(axis) for axis in axes if axis}
-                views += [_axis_view(network.graph.values[n], n) for n in theirs if n]
-            found.append(fisher(network, self.statistics.calls, self.options.seed, views))
-        return found
 
     def _theirs(self, parent: int, space: int) -> Space:
         link = self.setting.links[parent]
@@ -413,11 +372,6 @@ def about_zero(moments: Moments) -> Tensor:
     """Second moments about zero, [O, O] float64."""
     mean = moments.mean()
     return moments.covariance() + torch.outer(mean, mean)
-
-
-def _axis_view(exprs: Sequence[Expr], node: str) -> View:
-    """All of the last dimension of a node."""
-    return View(node, len(exprs) - 1, ())
 
 
 def _outer_first(spaces: Sequence[Space]) -> list[Space]:

@@ -115,7 +115,8 @@ def test_targets_add_up_and_pass_by() -> None:
     _, statistics, partitions = plan_statistics(parents, [batch], match="pca", progress=False)
     setting = statistics.setting
     projector = Projector(setting, partitions, [0.5, 0.5])
-    targets = Targets(projector, [p.walk([((batch,), {})]) for p in setting.parents])
+    calls = statistics.calls
+    targets = Targets(projector, [p.walk(calls) for p in setting.parents], calls)
     (stream,) = [p for p in partitions.values() if p.writes]
     after = [_streams(parent, batch) for parent in parents]
     slots = setting.alignment.slots[1][0]
