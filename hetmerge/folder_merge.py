@@ -124,12 +124,30 @@ def _unfinished(out: Path, identity: str) -> Iterator[Path]:
             today = datetime.now(timezone.utc).date().isoformat()
             known = {"identity": identity, "date": today}
             replace_file(work / RUN, json.dumps(known).encode())
-        yield work
+        with _alone(work / RUN):
+            try:
+                yield work
+            finally:
+                if (work / RUN).is_file() and not (work / PLAN).exists():
+                    shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"{work}: cannot be written ({error.strerror or error})") from error
-    finally:
-        if (work / RUN).is_file() and not (work / PLAN).exists():
-            shutil.rmtree(work, ignore_errors=True)
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """No other process fills the folder meanwhile; it may where the system cannot tell."""
+    try:
+        import fcntl
+    except ImportError:
+        yield
+        return
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise CheckpointError(f"{path.parent}: another process is filling it") from error
+        yield
 
 
 def _plan(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
@@ -109,7 +110,8 @@ class ShardWriter:
             if not path.exists():
                 with path.open("wb") as file:
                     file.write(header)
-                    os.posix_fallocate(file.fileno(), 0, size)
+                    file.flush()
+                    _reserve(file.fileno(), size)
         except OSError as error:
             path.unlink(missing_ok=True)
             raise _unwritable(path, error) from error
@@ -124,6 +126,18 @@ class ShardWriter:
             return set()
         lines = path.read_text(encoding="utf-8").split("\n")
         return {name for line in lines[:-1] for name in json.loads(line)}  # an open end was cut off
+
+
+def _reserve(file: int, size: int) -> None:
+    """Give a file its size, and its blocks where the system can."""
+    try:
+        os.posix_fallocate(file, 0, size)
+    except AttributeError:
+        os.ftruncate(file, size)
+    except OSError as error:
+        if error.errno not in (errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP):
+            raise
+        os.ftruncate(file, size)
 
 
 def _assign(like: Mapping[str, Tensor], limit: int) -> dict[str, list[str]]:

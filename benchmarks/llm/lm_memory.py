@@ -78,18 +78,24 @@ def batches(tokens: int) -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": part} for part in ids.split(BATCH)]
 
 
-def merge(folders: list[Path], out: Path, tokens: int, match: str) -> dict[str, float]:
-    """In a process of its own: forecast, merge, and what the process held at most."""
-    inputs = batches(tokens)
+def foresee(folders: list[Path], out: Path, tokens: int, match: str) -> dict[str, float]:
+    """What a merge is said to hold at most, in GB."""
     models = [hm.open_checkpoint(folder) for folder in folders]
-    found = forecast(models, [as_call(batch) for batch in inputs], Options(match=match))
+    calls = [as_call(batch) for batch in batches(tokens)]
+    return {"forecast": forecast(models, calls, Options(match=match)).peak_bytes / 1e9}
+
+
+def merge(folders: list[Path], out: Path, tokens: int, match: str) -> dict[str, float]:
+    """What the process held at most, in GB."""
     began = time.perf_counter()
-    hm.merge_to(out, folders, inputs, match=match, progress=False)
+    hm.merge_to(out, folders, batches(tokens), match=match, progress=False)
     return {
-        "forecast": found.peak_bytes / 1e9,
         "peak": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 / 1e9,
         "seconds": time.perf_counter() - began,
     }
+
+
+STAGES = {"forecast": foresee, "merge": merge}  # each in a process of its own
 
 
 def main() -> None:
@@ -98,21 +104,23 @@ def main() -> None:
     parser.add_argument("--repeat", type=int, default=1, help="times as many layers")
     parser.add_argument("--match", default="zip")
     parser.add_argument("--folder", type=Path, default=Path("hetmerge-memory"))
-    parser.add_argument("--inside", action="store_true", help=argparse.SUPPRESS)
+    parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     folders = [chosen.folder / f"{name}-{chosen.repeat}" for name in SHAPES]
     out = chosen.folder / f"merged-{chosen.repeat}"
-    if chosen.inside:
-        sys.stdout.write(json.dumps(merge(folders, out, chosen.tokens, chosen.match)) + "\n")
+    if chosen.stage:
+        found = STAGES[chosen.stage](folders, out, chosen.tokens, chosen.match)
+        sys.stdout.write(json.dumps(found) + "\n")
         return
     for name, folder in zip(SHAPES, folders, strict=True):
         if not folder.exists():
             write(folder, name, chosen.repeat)
-    done = subprocess.run(
-        [sys.executable, *sys.argv, "--inside"], check=True, stdout=subprocess.PIPE, text=True
-    )
+    found = {}
+    for stage in STAGES:
+        command = [sys.executable, *sys.argv, "--stage", stage]
+        done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
+        found |= json.loads(done.stdout.splitlines()[-1])
     shutil.rmtree(out)
-    found = json.loads(done.stdout.splitlines()[-1])
     row = {
         "match": chosen.match,
         "layers": "+".join(str(chosen.repeat * shape[2]) for shape in SHAPES.values()),

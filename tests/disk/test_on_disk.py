@@ -130,6 +130,25 @@ def test_a_merge_with_other_options_does_not_go_on(parents, tmp_path, monkeypatc
         hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="permute")
 
 
+def test_one_process_at_a_time(parents, tmp_path):
+    fcntl = pytest.importorskip("fcntl")
+    _, folders, batches = parents("llama")
+    inside = []
+
+    def busy(plan, ready):
+        work = unfinished(tmp_path / "out")
+        with (work / "run.json").open("rb") as file, pytest.raises(BlockingIOError):
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with pytest.raises(hm.CheckpointError, match="another process is filling it"):
+            hm.merge_to(tmp_path / "out", folders, batches, progress=False, refit=False)
+        assert work.is_dir()
+        inside.append(1)
+
+    options = {"progress": False, "refit": False}
+    hm.merge_to(tmp_path / "out", folders, batches, prepared=busy, **options)
+    assert inside
+
+
 def test_what_is_kept_of_a_parent_is_little(parents, tmp_path, monkeypatch):
     models, folders, batches = parents("llama")
     most = 0
