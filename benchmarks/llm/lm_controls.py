@@ -39,7 +39,7 @@ def body_and_head(
     start = _ridge(known, [x.mean(0).flatten(0, 1) for x in logits])
     shares = [1 / len(models)] * len(models)
     wanted = [
-        mixture(head, ((), {"input_ids": ids}), list(x), shares)[0]
+        mixture(head, ((), {"input_ids": ids}), dict(enumerate(x)), shares)
         for ids, x in zip(batches, logits, strict=True)
     ]
     weight = fit_head(list(zip(known, wanted, strict=True)), start, HEAD_RIDGE).float()
@@ -78,8 +78,8 @@ def distilled(
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
     for step in range(steps):
         ids = batches[step % len(batches)]
-        logits = [_logits(m, ids) for m in models]
-        wanted, _ = mixture(head, ((), {"input_ids": ids}), logits, shares)
+        logits = {i: _logits(m, ids) for i, m in enumerate(models)}
+        wanted = mixture(head, ((), {"input_ids": ids}), logits, shares)
         found = student(input_ids=ids).logits.flatten(0, 1).log_softmax(-1)
         loss = -(wanted * found).sum(-1).mean()
         optimizer.zero_grad()

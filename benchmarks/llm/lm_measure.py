@@ -52,7 +52,7 @@ def mixed(models: Sequence[nn.Module], kind: str) -> Predictor:
         if kind == "logits":
             return torch.stack(logits).mean(0).log_softmax(-1)
         shares = [1 / len(models)] * len(models)
-        found, _ = mixture(kind, ((), {"input_ids": ids}), logits, shares)
+        found = mixture(kind, ((), {"input_ids": ids}), dict(enumerate(logits)), shares)
         return found.log().reshape(logits[0].shape)
 
     return predict

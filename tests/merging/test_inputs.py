@@ -41,7 +41,7 @@ def refused(make, images) -> Callable[..., str]:
 
 OPTIONS = {
     "depth": ("deep", "depth: got 'deep'; allowed: segment, layer, uniform, head, tail"),
-    "match": ("zipp", "match: got 'zipp'; allowed: auto, zip, permute, select, identity"),
+    "match": ("zipp", "match: got 'zipp'; allowed: auto, zip, permute, select, pca, identity"),
     "outputs": ("sum", "outputs: got 'sum'; allowed: average, concat"),
     "repair": ("all", "repair: got 'all'; allowed: none, bn, repair"),
     "backend": ("gpu", "backend: got 'gpu'; allowed: auto"),
@@ -166,7 +166,7 @@ def test_models_that_are_none(refused, make) -> None:
     assert refused(models=make(vgg, [8])).startswith("InputError: models: got one module; ")
     assert refused(models=[]).startswith("InputError: models: got none; allowed: a list of ")
     assert refused(models=[make(vgg, [8]), "vgg"]) == (
-        "InputError: models[1]: got str; allowed: a torch module"
+        "InputError: models[1]: got str; allowed: a torch module, or what open_checkpoint returns"
     )
     assert refused(models=3).startswith("InputError: models: got int; allowed: a list of ")
 
