@@ -104,15 +104,8 @@ def plan(
 ) -> None:
     """Say what merging CONFIG will make and take: shapes, memory, disk, work; reads no weights."""
     from hetmerge import plan_command
-    from hetmerge.config import read_config
 
-    found = plan_command.run(config)
-    shown = (
-        json.dumps(found.to_dict())
-        if as_json
-        else plan_command.text(found, read_config(config), Path())
-    )
-    sys.stdout.write(shown + "\n")
+    sys.stdout.write(plan_command.run(config, as_json) + "\n")
 
 
 @app.command()

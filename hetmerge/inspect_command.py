@@ -7,7 +7,8 @@ import torch
 import hetmerge as hm
 from hetmerge.errors import InputError
 from hetmerge.hub import find
-from hetmerge.pretrained import dummy_inputs, empty_model, is_huggingface
+from hetmerge.lazy import empty_of
+from hetmerge.pretrained import dummy_inputs, is_huggingface
 from hetmerge.sources import is_factory, load_model
 
 
@@ -23,7 +24,7 @@ def run(name: str, shape: str | None, verify: bool) -> str:
         kwargs = dummy_inputs(folder)
     else:
         raise InputError("--input: needed for this model, such as --input 1,3,32,32")
-    model = load_model(name) if verify or folder is None else empty_model(folder)
+    model = load_model(name) if verify or folder is None else empty_of(folder).to("meta")
     graph = hm.trace(model, args, kwargs)
     lines = [graph.explain()]
     if verify:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -13,8 +12,13 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.errors import CheckpointError
+from hetmerge.pretrained import class_of, config_of
 from hetmerge.shards import Stored, stored_tensors
 from hetmerge.weights import OnDisk, tensors_of
+
+
+class NeedsMemory(CheckpointError):
+    """A checkpoint that can be merged as a module in memory only."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -42,10 +46,16 @@ def open_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32) -> C
     Raises:
         CheckpointError: as :func:`hetmerge.shards.stored_tensors`; an unknown class; a tensor that
             the model needs is missing or has another shape.
+        NeedsMemory: it can be merged, but not from disk.
     """
     folder = Path(folder)
     stored = stored_tensors(folder)
-    module = empty(*class_of(folder))
+    module = empty_of(folder)
+    if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
+        raise NeedsMemory(
+            f"{folder}: has BatchNorms, whose statistics are folded into the layers before them, "
+            "which needs the model in memory; load it with transformers and give the module"
+        )
     buffers = {n: _as(t, dtype) for n, t in module.named_buffers() if n not in stored}
     kept = set(module.state_dict())
     buffers |= {n: _as(t, dtype) for n, t in module.named_buffers() if n not in kept}
@@ -59,25 +69,10 @@ def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:
     return tensor.to(dtype) if wide else tensor
 
 
-def class_of(folder: Path) -> tuple[type[nn.Module], Any]:
-    """The class that a checkpoint's configuration names, and the configuration.
-
-    Raises:
-        CheckpointError: transformers is missing, or does not know the class.
-    """
-    try:
-        import transformers
-    except ImportError as error:
-        raise CheckpointError(f"{folder}: needs transformers; install hetmerge[hf]") from error
-    path = folder / "config.json"
-    try:
-        names = json.loads(path.read_text(encoding="utf-8")).get("architectures") or []
-    except (OSError, ValueError, AttributeError) as error:
-        raise CheckpointError(f"{path}: cannot be read as a configuration ({error})") from error
-    kind = getattr(transformers, names[0], None) if names else None
-    if kind is None:
-        raise CheckpointError(f"{path}: architectures is {names}; allowed: a class of transformers")
-    return kind, kind.config_class.from_pretrained(folder, local_files_only=True)
+def empty_of(folder: Path) -> nn.Module:
+    """The model that a directory's configuration speaks of, as :func:`empty` makes it."""
+    config = config_of(folder)
+    return empty(class_of(folder), config)
 
 
 def empty(kind: type[nn.Module], config: Any) -> nn.Module:
@@ -151,7 +146,7 @@ def _renamed(folder: Path, module: Any, stored: Mapping[str, Stored]) -> dict[st
             name, renamings, converters, module.base_model_prefix, known
         )
         if pattern is not None and name not in known:
-            raise CheckpointError(
+            raise NeedsMemory(
                 f"{folder}: tensor {name!r} is in a layout that transformers converts when it "
                 "loads; load the model once with transformers and write it with save_pretrained("
                 "folder, save_original_format=False)"

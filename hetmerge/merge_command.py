@@ -17,7 +17,7 @@ from hetmerge.errors import InputError
 from hetmerge.files import check_new
 from hetmerge.folder_merge import merge_to
 from hetmerge.huggingface import is_pretrained
-from hetmerge.lazy import open_checkpoint
+from hetmerge.lazy import Checkpoint, open_checkpoint
 from hetmerge.massive import without_massive
 from hetmerge.perplexity import score
 from hetmerge.planning import AlignmentPlan, plan_statistics
@@ -28,7 +28,6 @@ from hetmerge.reading import (
     evaluation_windows,
     find_parents,
     load_parents,
-    on_disk,
     open_parents,
     options_of,
     vocabulary_of,
@@ -56,19 +55,24 @@ def run(config_path: Path, out: Path, console: "Console | None") -> None:
     config = read_config(config_path)
     _check(out)
     parents = find_parents(config)
-    if on_disk(config, parents):
-        result = _merge_on_disk(config, config_path, parents, out, console)
-    else:
+    models = open_parents(config, parents)
+    if models is None:
         result = _merge_in_memory(config, config_path, parents, out, console)
+    else:
+        result = _merge_on_disk(config, config_path, parents, models, out, console)
     if console:
         _print_report(console, result.report)
         console.print(f"written to {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def _merge_on_disk(
-    config: MergeConfig, config_path: Path, parents: Parents, out: Path, console: "Console | None"
+    config: MergeConfig,
+    config_path: Path,
+    parents: Parents,
+    models: list[Checkpoint],
+    out: Path,
+    console: "Console | None",
 ) -> MergeResult:
-    models = open_parents(config, parents)
     vocabulary, tokenizer = vocabulary_of(parents.language, [model.module for model in models])
     batches = calibration_batches(config, parents.language, tokenizer)
     if config.calibration.exclude_massive:

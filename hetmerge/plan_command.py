@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -16,7 +17,7 @@ from hetmerge.forecast import Forecast, forecast
 from hetmerge.inputs import TEXT_BATCH, array_batches
 from hetmerge.memory import total
 from hetmerge.options import Options
-from hetmerge.reading import find_parents, on_disk, open_parents, options_of, vocabulary_of
+from hetmerge.reading import find_parents, open_parents, options_of, vocabulary_of
 from hetmerge.windows import evenly
 
 if TYPE_CHECKING:
@@ -25,8 +26,8 @@ if TYPE_CHECKING:
 SHOWN = 12  # widths in the table
 
 
-def run(config_path: Path) -> Forecast:
-    """Read the configuration, the parents' configurations and headers.
+def run(config_path: Path, as_json: bool) -> str:
+    """What to print: the forecast for a person, or one line of JSON.
 
     Raises:
         ConfigError, InputError, CheckpointError, PlanError: whatever `hetmerge merge` would stop at
@@ -34,16 +35,18 @@ def run(config_path: Path) -> Forecast:
     """
     config = read_config(config_path)
     parents = find_parents(config)
-    if not on_disk(config, parents):
-        raise InputError(
-            "models: a plan is made from Hugging Face directories without remote code, stop_at or "
-            "budget; this merge runs in memory, and `hetmerge merge` shows its plan"
-        )
     models = open_parents(config, parents)
+    if models is None:
+        raise InputError(
+            "models: a plan is made from Hugging Face directories without BatchNorm or remote "
+            "code, and without stop_at, budget, 'auto' or 'pca'; this merge runs in memory, and "
+            "`hetmerge merge` shows its plan"
+        )
     vocabulary, _ = vocabulary_of(parents.language, [model.module for model in models])
     calls = _calls(config, models, parents.language is not None and not parents.language.shared)
     dtype = getattr(torch, config.out_dtype) if config.out_dtype else None
-    return forecast(models, calls, Options.make(options_of(config)), dtype, vocabulary)
+    found = forecast(models, calls, Options.make(options_of(config)), dtype, vocabulary)
+    return json.dumps(found.to_dict()) if as_json else _text(found, config)
 
 
 def _calls(config: MergeConfig, models: list[Checkpoint], apart: bool) -> list[Call]:
@@ -67,12 +70,7 @@ def _calls(config: MergeConfig, models: list[Checkpoint], apart: bool) -> list[C
     return calls
 
 
-def text(found: Forecast, config: MergeConfig, folder: Path) -> str:
-    """The forecast for a person.
-
-    Args:
-        folder: where the result would be written, for the space that is free there.
-    """
+def _text(found: Forecast, config: MergeConfig) -> str:
     lines = []
     for m, parent in enumerate(found.parents):
         lines.append(
@@ -92,11 +90,11 @@ def text(found: Forecast, config: MergeConfig, folder: Path) -> str:
         f"tensors: {found.merged} from several parents, {found.copied} from one, "
         f"{found.dropped} that nothing reads are dropped"
     )
-    free = shutil.disk_usage(folder).free
+    free = shutil.disk_usage(Path()).free
     shards = -(-found.bytes // bytes_of(config.max_shard_size))
     lines.append(
         f"disk: {size_of(found.bytes)} as {found.dtype} in about {shards} file(s); "
-        f"{size_of(free)} free"
+        f"{size_of(free)} free here"
     )
     lines.append(
         f"memory: peak {size_of(found.peak_bytes)} (planning {size_of(found.planning_bytes)}, "

@@ -102,15 +102,6 @@ def load_pretrained(path: Path, remote_code: bool = False) -> nn.Module:
     return model.eval()
 
 
-def empty_model(path: Path, remote_code: bool = False) -> nn.Module:
-    """The directory's model on the meta device: its configuration is read, its weights not."""
-    config = config_of(path, remote_code)
-    kind = class_of(path, remote_code)
-    with torch.device("meta"):
-        model: nn.Module = kind._from_config(config)
-    return model.eval()
-
-
 def load_tokenizer(path: Path, remote_code: bool = False) -> Any:
     """The directory's own tokenizer.
 

@@ -10,12 +10,12 @@ from typing import Any
 import torch
 from torch import nn
 
-from hetmerge.config import MergeConfig
+from hetmerge.config import MergeConfig, TextSource
 from hetmerge.errors import InputError
 from hetmerge.hub import Source, fetch, find
 from hetmerge.inputs import TEXT_BATCH, array_batches, token_batches
 from hetmerge.language import Language, read_language
-from hetmerge.lazy import Checkpoint, open_checkpoint
+from hetmerge.lazy import Checkpoint, NeedsMemory, open_checkpoint
 from hetmerge.options import IN_MEMORY
 from hetmerge.perplexity import is_causal
 from hetmerge.pretrained import architecture_of, is_huggingface
@@ -83,18 +83,21 @@ def load_parents(config: MergeConfig, parents: Parents) -> list[nn.Module]:
     ]
 
 
-def on_disk(config: MergeConfig, parents: Parents) -> bool:
-    """Every parent is a Hugging Face directory, and nothing asks for modules in memory."""
+def open_parents(config: MergeConfig, parents: Parents) -> list[Checkpoint] | None:
+    """Every parent's checkpoint, no weight is read; None where the merge runs in memory.
+
+    It does where a parent is no Hugging Face directory or its checkpoint cannot be read tensor by
+    tensor, and where something asks for whole modules.
+    """
     parameters = config.parameters
-    whole = parameters.stop_at is None and parameters.budget is None
-    whole = whole and config.merge_method not in IN_MEMORY
-    local = len(parents.folders) == len(parents.sources)
-    return whole and local and not config.trust_remote_code
-
-
-def open_parents(config: MergeConfig, parents: Parents) -> list[Checkpoint]:
-    """Every parent's checkpoint; no weight is read."""
-    return [open_checkpoint(folder, getattr(torch, config.dtype)) for folder in parents.folders]
+    whole = config.merge_method in IN_MEMORY or config.trust_remote_code
+    whole = whole or parameters.stop_at is not None or parameters.budget is not None
+    if whole or len(parents.folders) < len(parents.sources):
+        return None
+    try:
+        return [open_checkpoint(folder, getattr(torch, config.dtype)) for folder in parents.folders]
+    except NeedsMemory:
+        return None
 
 
 def options_of(config: MergeConfig) -> dict[str, Any]:
@@ -136,14 +139,7 @@ def calibration_batches(config: MergeConfig, language: Language | None, merged: 
             calibration,
             lambda text: base(text, add_special_tokens=False, verbose=False)["input_ids"],
         )
-    return aligned_windows(
-        text_of(calibration),
-        [*language.tokenizers, merged],
-        tokens=calibration.tokens,
-        sequence_length=calibration.sequence_length,
-        batch_size=calibration.batch_size or TEXT_BATCH,
-        seed=calibration.seed,
-    )
+    return _windows(calibration, [*language.tokenizers, merged])
 
 
 def evaluation_windows(
@@ -157,13 +153,17 @@ def evaluation_windows(
     held = config.evaluation
     if held is None or language is None:
         return []
+    return _windows(held, [*language.tokenizers, merged])
+
+
+def _windows(source: TextSource, tokenizers: Sequence[Any]) -> list[Windows]:
     return aligned_windows(
-        text_of(held),
-        [*language.tokenizers, merged],
-        tokens=held.tokens,
-        sequence_length=held.sequence_length,
-        batch_size=held.batch_size or TEXT_BATCH,
-        seed=held.seed,
+        text_of(source),
+        tokenizers,
+        tokens=source.tokens,
+        sequence_length=source.sequence_length,
+        batch_size=source.batch_size or TEXT_BATCH,
+        seed=source.seed,
     )
 
 

@@ -126,3 +126,19 @@ def test_debug_shows_the_traceback(
     monkeypatch.setenv("HETMERGE_DEBUG", "1")
     with pytest.raises(hm.InputError, match="not a folder"):
         run("merge", "config.yaml", "missing/out")
+
+
+def test_checkpoints_with_batch_norms_are_merged_in_memory(project: Path, run: Run) -> None:
+    transformers = pytest.importorskip("transformers")
+    for name, width in (("one", 8), ("two", 12)):
+        config = transformers.ResNetConfig(
+            embedding_size=width, hidden_sizes=[width, 16], depths=[1, 1], layer_type="basic"
+        )
+        transformers.ResNetForImageClassification(config).save_pretrained(project / name)
+    np.save(project / "images.npy", np.random.default_rng(0).normal(size=(16, 3, 32, 32)))
+    models = [{"model": "one"}, {"model": "two"}]
+    write_config(project / "config.yaml", models=models, calibration={"path": "images.npy"})
+    done = run("merge", "config.yaml", "out", "-q")
+    assert done.code == 0, done.err
+    transformers.ResNetForImageClassification.from_pretrained(project / "out")
+    assert run("plan", "config.yaml").code == 2

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 import hetmerge as hm
 from hetmerge import weights
 from hetmerge.folder_merge import unfinished
+from hetmerge.lazy import NeedsMemory
 
 tf = pytest.importorskip("transformers")
 
@@ -218,3 +219,14 @@ def test_what_parents_on_disk_cannot_do(parents, tmp_path):
         hm.merge_to(tmp_path / "out", folders, batches, stop_at=1)
     with pytest.raises(hm.InputError, match="some are modules and some are checkpoints"):
         hm.plan([models[0], hm.open_checkpoint(folders[1])], batches)
+
+
+def test_batch_norms_need_memory(tmp_path):
+    from families import pretrained as hf
+
+    folders = [tmp_path / "deep", tmp_path / "wide"]
+    for folder, sizes in zip(folders, ((3, 8), (2, 12)), strict=True):
+        hf.lively(hf.resnet(*sizes), 1).save_pretrained(folder)
+    with pytest.raises(NeedsMemory, match="deep: has BatchNorms.*give the module"):
+        hm.merge_to(tmp_path / "out", folders, hf.images())
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "wide"]
