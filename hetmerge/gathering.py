@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -99,7 +100,7 @@ def by_unit(setting: Setting, visits: Sequence[Visit]) -> list[list[Visit]]:
     segments: list[list[Visit]] = [[] for _ in range(len(ends) + 1)]
     for visit in visits:
         at = order.get(visit.view.node, -1)
-        segments[sum(end < at for end in ends)].append(visit)
+        segments[bisect_left(ends, at)].append(visit)
     return [segment for segment in segments if segment]
 
 

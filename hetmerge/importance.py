@@ -10,7 +10,7 @@ from torch import Tensor
 
 from hetmerge.batches import Call, call_for, samples
 from hetmerge.execution import flat_inputs, sources_of
-from hetmerge.features import View, take, views_of
+from hetmerge.features import View, take
 from hetmerge.network import Network
 from hetmerge.tracing.expr import Expr, located
 
@@ -29,15 +29,6 @@ def by_weights(network: Network) -> dict[int, list[Tensor]]:
                     rows = _rows(network.state[name], expr, dim, path)
                     found.setdefault(leaf.space, []).append(rows.T @ rows)
     return found
-
-
-def by_fisher(network: Network, calls: Sequence[Call], seed: int) -> dict[int, list[Tensor]]:
-    """Space -> per place where it is read, its :func:`fisher` information [size, size]."""
-    views = views_of(network)
-    found = fisher(network, calls, seed, [v for listed in views.values() for v in listed])
-    return {
-        space: [found[view] for view in listed if view in found] for space, listed in views.items()
-    }
 
 
 def fisher(

@@ -16,7 +16,7 @@ from hetmerge.errors import InputError
 from hetmerge.execution import Walker, flat_inputs
 from hetmerge.lazy import Checkpoint
 from hetmerge.network import Network, release
-from hetmerge.weights import Held
+from hetmerge.weights import Resident
 from hetmerge.windows import Windows
 
 CHUNK = 128  # positions whose log-probabilities over the whole vocabulary exist at a time
@@ -88,7 +88,8 @@ def _streamed(model: Checkpoint, batches: Sequence[Tensor]) -> Iterator[Sequence
     (end,) = network.graph.outputs[:1]
     streams = walker.value(head.source)
     release([network])
-    kept = Held(network.state)
+    tensors = [name for name in (head.weight, head.bias) if name]
+    kept = Resident((name, network.state[name]) for name in tensors)
     for program, stream, call in zip(walker.programs, streams, calls, strict=True):
         found = []
         for row in stream.split(1):

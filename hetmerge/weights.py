@@ -157,61 +157,24 @@ def _finite(tensor: Tensor, label: str, name: str) -> Tensor:
     return tensor
 
 
-class Held(State):
-    """Another state, whose tensors stay in memory once they were asked for."""
+def read(place: Stored, rows: Tensor | None = None) -> Tensor:
+    """A stored tensor, or some of its rows: int64 [n].
 
-    def __init__(self, state: State) -> None:
-        self._state = state
-        self._kept: dict[str, Tensor] = {}
-
-    def __getitem__(self, name: str) -> Tensor:
-        if name not in self._kept:
-            self._kept[name] = self._state[name]
-        return self._kept[name]
-
-    def __iter__(self) -> Iterator[str]:
-        return iter(self._state)
-
-    def __len__(self) -> int:
-        return len(self._state)
-
-    def put(self, name: str, tensor: Tensor) -> None:
-        raise NotImplementedError("a held state is only read")
-
-
-def read(place: Stored, rows: Tensor | slice | None = None) -> Tensor:
-    """A stored tensor, or some of its rows: an increasing int64 index [n], or a slice of step 1.
-
-    Read, not mapped: what is mapped counts as memory of this process for as long as it is.
+    Copied, not mapped: what is mapped counts as memory of this process for as long as it is.
 
     Raises:
         CheckpointError: the file cannot be read, or has become shorter than it was.
     """
-    shape, offset = list(place.shape), place.start
-    width = (place.stop - place.start) // max(shape[0], 1) if shape else 0
-    if isinstance(rows, slice):
-        start, stop, _ = rows.indices(shape[0])
-        shape[0], offset = max(stop - start, 0), offset + start * width
-    count = torch.Size(shape).numel() * place.dtype.itemsize
+    size = place.stop - place.start
     try:
-        if isinstance(rows, Tensor):
-            shape[0], raw = len(rows), _picked(place, rows, width)
+        if rows is None:
+            raw = np.fromfile(place.path, np.uint8, size, offset=place.start)
         else:
-            raw = np.fromfile(place.path, np.uint8, count, offset=offset)
-    except OSError as error:
-        reason = error.strerror or str(error)
-        raise CheckpointError(f"{place.path}: cannot be read ({reason})") from error
-    if not isinstance(rows, Tensor) and raw.nbytes != count:
+            lines = (place.shape[0], size // place.shape[0])
+            raw = np.memmap(place.path, np.uint8, "r", place.start, lines)[rows.numpy()]
+    except (OSError, ValueError) as error:  # a map longer than its file is a ValueError
+        raise CheckpointError(f"{place.path}: cannot be read ({error})") from error
+    if rows is None and raw.nbytes != size:
         raise CheckpointError(f"{place.path}: became shorter while it was read")
-    return torch.from_numpy(raw).view(place.dtype).reshape(shape)
-
-
-def _picked(place: Stored, rows: Tensor, width: int) -> np.ndarray:
-    """Bytes of single rows, [rows * width]."""
-    raw = np.empty((len(rows), width), np.uint8)
-    with place.path.open("rb") as file:
-        for i, row in enumerate(rows.tolist()):
-            file.seek(place.start + row * width)
-            if file.readinto(memoryview(raw[i])) != width:
-                raise CheckpointError(f"{place.path}: became shorter while it was read")
-    return raw.reshape(-1)
+    count = place.shape[:1] if rows is None else (len(rows),)
+    return torch.from_numpy(raw.reshape(-1)).view(place.dtype).reshape(*count, *place.shape[1:])

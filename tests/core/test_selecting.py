@@ -6,7 +6,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from hetmerge.importance import by_fisher, by_weights
+from hetmerge.features import views_of
+from hetmerge.importance import by_weights, fisher
 from hetmerge.network import Network
 from hetmerge.selecting import selection
 
@@ -60,7 +61,8 @@ def test_weights_of_the_readers(net: Net) -> None:
 def test_fisher_is_the_second_moment_of_gradients(net: Net) -> None:
     x = images(5)
     network = Network(net, ((x,), {}))
-    found = by_fisher(network, [((x,), {})], seed=3)
+    views = views_of(network)[space_of(network, "stem.weight", 0)]
+    found = fisher(network, [((x,), {})], 3, views)
     features = torch.relu(net.stem(x)).detach().requires_grad_(True)
     hidden = torch.relu(net.left(features) + net.right(features))
     outputs = net.head(hidden.flatten(1))
@@ -68,7 +70,7 @@ def test_fisher_is_the_second_moment_of_gradients(net: Net) -> None:
     ((outputs - outputs.mean(-1, keepdim=True)) * noise).sum().backward()
     assert features.grad is not None
     g = features.grad.movedim(1, 0).flatten(1)
-    (stem,) = found[space_of(network, "stem.weight", 0)]  # both readers read the same value
+    (stem,) = found.values()  # both readers read the same value
     torch.testing.assert_close(stem, g @ g.T, rtol=CLOSE, atol=CLOSE)
     assert all(p.grad is None for p in network.model.parameters())
 
