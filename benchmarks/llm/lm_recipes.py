@@ -5,7 +5,6 @@ from __future__ import annotations
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from functools import cache, partial
 
 import torch
@@ -106,15 +105,6 @@ def recipes() -> dict[str, Recipe]:
     for head in ("ridge", "kl", "bayes"):
         rows[f"pca+refit, head {head}"] = partial(merge, match="pca", head=head)
     return rows
-
-
-def matching(rows: dict[str, Recipe], patterns: str) -> dict[str, Recipe]:
-    """The rows that one of the semicolon-separated patterns names, in the order of the table."""
-    wanted = [pattern for pattern in patterns.split(";") if pattern]
-    for pattern in wanted:
-        if not any(fnmatchcase(name, pattern) for name in rows):
-            raise SystemExit(f"--rows: nothing matches {pattern!r}; rows are {'; '.join(rows)}")
-    return {n: made for n, made in rows.items() if any(fnmatchcase(n, p) for p in wanted)}
 
 
 def parent(bench: Bench, index: int) -> Made:

@@ -13,8 +13,8 @@ from datetime import datetime, timezone
 from pathlib import Path
 
 from lm_pairs import PAIRS
-from lm_recipes import SCALES, Bench, matching, recipes
-from lm_results import Result, add, code_commit, file_of, read
+from lm_recipes import SCALES, Bench, recipes
+from lm_results import Result, add, file_of, lines, read
 from rich.console import Console
 
 OUT = Console()
@@ -34,14 +34,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--pairs: unknown {unknown}; allowed: {', '.join(known)}")
     chosen.pairs = [known[name] for name in chosen.pairs.split(",")]
     chosen.seeds = [int(seed) for seed in chosen.seeds.split(",")]
-    chosen.rows = matching(recipes(), chosen.rows)
+    chosen.rows = lines.matching(recipes(), chosen.rows, ";")
     chosen.results = chosen.results or file_of(chosen.setting)
     return chosen
 
 
 def main(words: list[str] | None = None) -> None:
     chosen = arguments(words)
-    commit = code_commit()
+    commit = lines.code_commit("benchmarks/llm")
     for seed in chosen.seeds:
         for pair in chosen.pairs:
             absent = [s.name for s in pair.specs(seed) if not s.path(chosen.setting).exists()]

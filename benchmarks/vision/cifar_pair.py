@@ -15,7 +15,8 @@ from pathlib import Path
 from cifar_models import load
 from data import cifar10, data_folder
 from measure import Row, Task, machine
-from recipes import ROWS_HELP, Bench, matching, recipes
+from recipes import ROWS_HELP, Bench, recipes
+from results import lines
 from rich.console import Console
 from rich.table import Table
 
@@ -59,7 +60,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--json", type=Path, help="also write everything to this file")
     chosen = parser.parse_args()
     widths = [float(width) for width in chosen.widths.split(",") if width]
-    chosen.rows = matching(recipes(widths), chosen.rows)
+    chosen.rows = lines.matching(recipes(widths), chosen.rows, ",")
     if chosen.quick:
         chosen.test = 2000
     return chosen

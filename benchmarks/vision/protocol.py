@@ -19,8 +19,8 @@ from cifar_models import Parent, load
 from data import cifar10
 from measure import Task
 from pairs import PAIRS, Pair, with_homogeneous
-from recipes import ROWS_HELP, Bench, Recipe, matching, recipes
-from results import Result, add, code_commit, file_of, read, result_of
+from recipes import ROWS_HELP, Bench, Recipe, recipes
+from results import Result, add, file_of, lines, read, result_of
 from rich.console import Console
 from specs import Spec
 from torch import Tensor
@@ -103,14 +103,14 @@ def arguments(words: list[str] | None = None) -> argparse.Namespace:
         parser.error(f"--pairs: unknown {unknown}; allowed: {', '.join(known)}")
     chosen.pairs = [known[name] for name in names]
     chosen.seeds = [int(seed) for seed in chosen.seeds.split(",")]
-    chosen.rows = matching(recipes(), chosen.rows)
+    chosen.rows = lines.matching(recipes(), chosen.rows, ",")
     chosen.results = chosen.results or file_of(chosen.setting)
     return chosen
 
 
 def main(words: list[str] | None = None) -> None:
     chosen = arguments(words)
-    commit, absent = code_commit(), {}
+    commit, absent = lines.code_commit("benchmarks/vision"), {}
     for seed in chosen.seeds:
         for pair in chosen.pairs:
             if lacking := missing(pair, seed, chosen.setting):

@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
-from fnmatch import fnmatchcase
 from fractions import Fraction
 from functools import cache, partial
 
@@ -93,15 +92,6 @@ def recipes(widths: Sequence[float] = WIDTHS) -> dict[str, Recipe]:
             rows[f"{match}+refit {width:g}x"] = wide
     rows["union"] = union
     return rows
-
-
-def matching(rows: dict[str, Recipe], patterns: str) -> dict[str, Recipe]:
-    """The rows that one of the comma-separated patterns names, in the order of the table."""
-    wanted = [pattern for pattern in patterns.split(",") if pattern]
-    for pattern in wanted:
-        if not any(fnmatchcase(name, pattern) for name in rows):
-            raise SystemExit(f"--rows: nothing matches {pattern!r}; rows are {', '.join(rows)}")
-    return {n: made for n, made in rows.items() if any(fnmatchcase(n, p) for p in wanted)}
 
 
 def alone(bench: Bench, index: int) -> Made:

@@ -2,18 +2,18 @@
 
 from __future__ import annotations
 
-import csv
-import os
-import subprocess
-from dataclasses import asdict, dataclass, fields
+import sys
+from dataclasses import dataclass
 from datetime import datetime, timezone
 from pathlib import Path
 
 from measure import Row
 from pairs import Pair
 
-HERE = Path(__file__).resolve().parent
-FOLDER = HERE.parent / "results"
+sys.path.append(str(Path(__file__).resolve().parents[1]))  # what all benchmarks share
+
+import lines  # noqa: E402
+
 Key = tuple[str, int, str]
 
 
@@ -58,44 +58,17 @@ def result_of(line: Row, pair: Pair, seed: int, commit: str) -> Result:
 
 
 def file_of(setting: str) -> Path:
-    return FOLDER / ("vision.csv" if setting == "small" else f"vision-{setting}.csv")
+    return lines.FOLDER / ("vision.csv" if setting == "small" else f"vision-{setting}.csv")
 
 
 def read(path: Path) -> dict[Key, Result]:
     """All lines of the file by pair, seed and recipe; none where there is no file."""
-    if not path.exists():
-        return {}
-    with path.open(newline="", encoding="utf-8") as file:
-        found = [_parse(line) for line in csv.DictReader(file)]
-    return {result.key: result for result in found}
+    return lines.read(path, _parse)
 
 
 def add(path: Path, result: Result) -> None:
-    """Put one line into the file, in place of an older one; the file is whole at any time."""
-    results = read(path) | {result.key: result}
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_suffix(f".{os.getpid()}.partial")
-    with partial.open("w", newline="", encoding="utf-8") as file:
-        writer = csv.DictWriter(file, [f.name for f in fields(Result)], lineterminator="\n")
-        writer.writeheader()
-        # A stable sort: the recipes of one pair and seed stay in the order in which they came.
-        ordered = sorted(results.values(), key=lambda r: (r.kind, r.pair, r.seed))
-        writer.writerows(asdict(each) for each in ordered)
-    partial.replace(path)
-
-
-def code_commit() -> str:
-    """The commit, marked where the code differs from it; results and documents do not count."""
-    changed = _git(
-        "status", "--porcelain", "--", "hetmerge", "csrc", "kernels", "benchmarks/vision"
-    )
-    return (_git("rev-parse", "--short=8", "HEAD") or "unknown") + ("-dirty" if changed else "")
-
-
-def _git(*command: str) -> str:
-    root = HERE.parents[1]
-    done = subprocess.run(["git", *command], cwd=root, capture_output=True, text=True, check=False)
-    return done.stdout.strip()
+    """Put one line into the file, in place of an older one."""
+    lines.write(path, read(path) | {result.key: result}, lambda r: (r.kind, r.pair, r.seed))
 
 
 def _parse(line: dict[str, str]) -> Result:

@@ -151,20 +151,14 @@ def test_disguise(family: str, match: str) -> None:
     assert difference(result.model, model) < TOLERANCE[family]
 
 
-@pytest.mark.parametrize("family", PARTS)
-def test_deepened_copy(family: str) -> None:
+COPIES = [(deepened, family) for family in PARTS] + [(widened, family) for family in MODELS]
+
+
+@pytest.mark.parametrize(("copied", "family"), COPIES)
+def test_deepened_and_widened_copies(copied, family: str) -> None:
     model = original(family)
-    other = deepened(model, family)
+    other = copied(model, family)
     assert difference(other, model) < TOLERANCE[family]
     result = hm.merge([model, other], batches(), match="permute", refit=False, progress=False)
     assert difference(result.model, model) < TOLERANCE[family]
     assert result.report.merged_parameters == sum(p.numel() for p in other.parameters())
-
-
-@pytest.mark.parametrize("family", MODELS)
-def test_widened_copy(family: str) -> None:
-    model = original(family)
-    other = widened(model, family)
-    assert difference(other, model) < TOLERANCE[family]
-    result = hm.merge([model, other], batches(), match="permute", refit=False, progress=False)
-    assert difference(result.model, model) < TOLERANCE[family]

@@ -23,8 +23,8 @@ def bench(data: Path, script):
 
 @pytest.fixture(scope="module")
 def rows(bench, script):
-    recipes = script("recipes")
-    return lambda names: list(bench.rows(recipes.matching(recipes.recipes(), names)))
+    matching, recipes = script("results").lines.matching, script("recipes").recipes
+    return lambda names: list(bench.rows(matching(recipes(), names, ",")))
 
 
 def test_parents_know_their_half_and_nothing_else(rows) -> None:

@@ -74,11 +74,10 @@ def test_the_pair_beside_has_the_merged_size(script) -> None:
 
 
 def test_rows_are_chosen_by_name_or_pattern(script) -> None:
-    recipes = script("recipes")
-    rows = recipes.recipes()
-    assert list(recipes.matching(rows, "zip+refit,head*")) == ["head A", "head B", "zip+refit"]
+    matching, rows = script("results").lines.matching, script("recipes").recipes()
+    assert list(matching(rows, "zip+refit,head*", ",")) == ["head A", "head B", "zip+refit"]
     with pytest.raises(SystemExit, match=r"nothing matches 'nowhere'.*zip\+refit"):
-        recipes.matching(rows, "nowhere")
+        matching(rows, "nowhere", ",")
 
 
 def test_what_is_not_trained_is_named_and_nothing_is_written(
