@@ -10,6 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import hetmerge
+import hetmerge.merge_command
 
 from .conftest import Finished, write_config
 
@@ -155,6 +156,21 @@ def test_a_plan_is_made_without_weights(language: Path, run: Run) -> None:
         assert part in done.out
     assert "problem" not in done.out
     assert not (language / "out").exists()
+
+
+@pytest.mark.slow
+def test_massive_positions_are_left_out_where_asked(
+    language: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen = []
+    command = hetmerge.merge_command
+    whole = command.without_massive
+    monkeypatch.setattr(command, "without_massive", lambda *a: seen.append(a) or whole(*a))
+    calibration = {"path": "text.txt", "tokens": 128, "sequence_length": 16}
+    configure(language, calibration={**calibration, "exclude_massive": True})
+    done = run("merge", "config.yaml", "out", "-q")
+    assert done.code == 0, done.err
+    assert len(seen) == 1
 
 
 def test_a_plan_names_what_is_wrong(language: Path, run: Run) -> None:
