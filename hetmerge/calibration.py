@@ -16,6 +16,7 @@ from hetmerge.lazy import Checkpoint
 from hetmerge.network import Network
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
+from hetmerge.regrouping import regrouped
 from hetmerge.setting import Setting, build_setting
 from hetmerge.vocabulary import Vocabulary
 
@@ -109,7 +110,8 @@ def align_parents(
     progress: Progress,
 ) -> Statistics:
     """The first of the two passes: statistics without moments."""
-    networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in enumerate(models)]
+    parents = enumerate(regrouped(models))
+    networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in parents]
     alignment = align(networks, calls, depth=depth, blocks=blocks, progress=progress)
     setting = build_setting(networks, alignment, calls[0])
     total = sum(samples(call) for call in calls)

@@ -24,6 +24,7 @@ from hetmerge.on_disk import stored_type
 from hetmerge.ops.panels import length
 from hetmerge.options import Options
 from hetmerge.partition import Partition
+from hetmerge.regrouping import regrouped, regrouping_notes
 from hetmerge.setting import Setting, build_setting
 from hetmerge.tracing.spaces import Space
 from hetmerge.vocabulary import Vocabulary
@@ -101,7 +102,8 @@ def forecast(
         AlignmentError: the parents do not correspond.
     """
     networks = [
-        Network(m, calls[0], str(m.folder), member=i, fold=False) for i, m in enumerate(models)
+        Network(m, calls[0], str(models[i].folder), member=i, fold=False)
+        for i, m in enumerate(regrouped(models))
     ]
     alignment = align_by_position(networks)
     setting = build_setting(networks, alignment, calls[0])
@@ -142,7 +144,7 @@ def forecast(
         applying_bytes=applying.peak_bytes,
         flops=single,
         seconds=single / _rate(),
-        notes=[*notes, *applying.notes],
+        notes=[*regrouping_notes(models), *notes, *applying.notes],
     )
 
 

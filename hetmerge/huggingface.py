@@ -36,7 +36,7 @@ def rebuild(setting: Setting, widths: Mapping[int, int], state: Mapping[str, Ten
     Raises:
         PlanError: no configuration of the family has these shapes.
     """
-    return _filled(setting.skeleton.model, merged_config(setting, widths), state)
+    return filled(setting.skeleton.model, merged_config(setting, widths), state)
 
 
 def merged_config(setting: Setting, widths: Mapping[int, int]) -> Config:
@@ -57,9 +57,11 @@ def merged_config(setting: Setting, widths: Mapping[int, int]) -> Config:
             continue
         least = _fewest(choice, values, lambda fewer: _holds(base, fewer, wanted))
         if _computes(setting, widths, least):
-            return _config(base, least)
+            return with_fields(base, least)
         if _computes(setting, widths, choice):
-            return _config(base, _fewest(choice, values, lambda x: _computes(setting, widths, x)))
+            return with_fields(
+                base, _fewest(choice, values, lambda x: _computes(setting, widths, x))
+            )
     raise PlanError(_refusal(type(base).__name__, setting, sizes))
 
 
@@ -194,7 +196,7 @@ def _holds(base: Any, choice: Mapping[str, Any], wanted: Mapping[str, tuple[int,
     """A model of this configuration has the merged tensors."""
     try:
         with torch.device("meta"):
-            model = type(base)(_config(base, choice))
+            model = type(base)(with_fields(base, choice))
     except Exception:  # whatever a family's own code raises for sizes it does not allow
         return False
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model)}
@@ -208,7 +210,7 @@ def _computes(setting: Setting, widths: Mapping[int, int], choice: Mapping[str, 
         return False
     try:
         with torch.device("meta"):
-            model = type(base)(_config(base, choice)).eval()
+            model = type(base)(with_fields(base, choice)).eval()
         program = export(model, *setting.call)
     except Exception:  # as above
         return False
@@ -220,8 +222,8 @@ def _computes(setting: Setting, widths: Mapping[int, int], choice: Mapping[str, 
     )
 
 
-def _config(base: Any, choice: Mapping[str, Any]) -> Config:
-    """A configuration with these values, made as if it were read from a file."""
+def with_fields(base: Any, choice: Mapping[str, Any]) -> Config:
+    """The base's configuration with these values, made as if it were read from a file."""
     values = {**base.config.to_dict(), **choice}
     if choice:
         values.pop("layer_types", None)  # one per layer, made anew
@@ -242,7 +244,8 @@ def _refusal(family: str, setting: Setting, sizes: Sizes) -> str:
     )
 
 
-def _filled(base: Any, config: Config, state: Mapping[str, Tensor]) -> nn.Module:
+def filled(base: Any, config: Config, state: Mapping[str, Tensor]) -> nn.Module:
+    """A model of the base's class and another configuration that holds these tensors."""
     with torch.random.fork_rng(devices=[]):
         model: nn.Module = type(base)(config)
     config.dtype = next(base.parameters()).dtype

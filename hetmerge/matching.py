@@ -12,13 +12,13 @@ from torch import Tensor
 from hetmerge.agreement import Agreement, agreement
 from hetmerge.calibration import Statistics
 from hetmerge.errors import InputError
+from hetmerge.fixed_order import FixedOrder
 from hetmerge.gathering import Gathered
 from hetmerge.heads import best_units, keep_units
 from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
 from hetmerge.nested import inner_similarity, outer_similarity
 from hetmerge.ops.moments import Moments
 from hetmerge.options import Options
-from hetmerge.outputs import output_partition
 from hetmerge.partition import Partition, union
 from hetmerge.places import Places
 from hetmerge.principal import Directions, directions
@@ -59,7 +59,7 @@ def shrinks(setting: Setting, width: Width) -> bool:
     """Some space would be narrower than a parent's, which one-to-one matching cannot do."""
     for space in setting.skeleton.graph.spaces:
         sizes = [setting.width(m, space.index) for m in setting.members(space.index)]
-        if space.free and len(sizes) > 1 and target_width(width, space.name, sizes) < max(sizes):
+        if space.free and len(sizes) > 1 and target_width(width, space, sizes) < max(sizes):
             return True
     return False
 
@@ -78,6 +78,7 @@ class Matcher:
         self.weights = options.shares(len(self.setting.parents))
         self.streams = not self.setting.skeleton.in_memory
         self._places = Places(self.setting, statistics.calls, options)
+        self._fixed = FixedOrder(self.setting, statistics.calls[0])
         self.partitions: dict[int, Partition] = {}
         self.similarities: dict[int, Tensor] = {}
         self.agreements: dict[int, Agreement] = {}
@@ -187,10 +188,11 @@ class Matcher:
         if self.statistics.vocabulary and space.index in self._vocabularies:
             return self.statistics.vocabulary.partition(sizes)
         if not self._movable(space, sizes):
-            pins = [pin for m in sizes for pin in self._theirs(m, space.index).pins]
-            return output_partition(space.name, pins, sizes, options.outputs, options.labels)
+            found, notes = self._fixed.partition(space.index, sizes, options)
+            self.notes += [note for note in notes if note not in self.notes]
+            return found
         widest = max(sizes.values())
-        target = target_width(width, space.name, list(sizes.values()))
+        target = target_width(width, space, list(sizes.values()))
         outer = [self.partitions[k] for k in space.structure if k in self.partitions]
         if len(sizes) > 1 and any(p.alone and len(p.labels) > 1 for p in outer):
             # Kept apart by the outer axis already (heads, groups): the inner order can be shared.

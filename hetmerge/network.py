@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.export import ExportedProgram
 
+from hetmerge.attention import Attention, find_attentions
 from hetmerge.batches import Call, call_for
 from hetmerge.errors import InputError, TraceError
 from hetmerge.execution import Walker, flat_inputs
@@ -106,6 +107,11 @@ class Network:
     def rotations(self) -> dict[int, Rotation]:
         """The spaces without a preferred basis."""
         return find_rotations(self.graph, self.layers, self.gains, self.state)
+
+    @cached_property
+    def attentions(self) -> dict[str, Attention]:
+        """Its products of queries and keys by node."""
+        return find_attentions(self.graph, self.layers)
 
     def walk(self, batches: Sequence[Call]) -> Walker:
         """A walker over these batches; programs for new input shapes are exported once."""

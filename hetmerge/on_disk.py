@@ -15,7 +15,7 @@ from hetmerge.huggingface import merged_config
 from hetmerge.lazy import empty
 from hetmerge.network import Network
 from hetmerge.projection import Projector
-from hetmerge.realising import Realised, check_same_program
+from hetmerge.realising import Realised, check_same
 from hetmerge.setting import Setting
 from hetmerge.shard_writer import ShardWriter
 from hetmerge.weights import OnDisk, tensors_of
@@ -70,7 +70,7 @@ def realise_on_disk(setting: Setting, projector: Projector, place: Place) -> Rea
     config.dtype = dtype
     model.config = config
     merged = Network(model, setting.call, "merged model", fold=False, state=draft)
-    check_same_program(setting.skeleton, merged, projector.widths)
+    check_same(merged, projector)
     return Realised(merged, projector, Blueprint())
 
 

@@ -27,6 +27,8 @@ from hetmerge.network import Network
 from hetmerge.options import IN_MEMORY, MATCHES, Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
+from hetmerge.regrouping import regrouped, regrouping_notes
+from hetmerge.score_scales import unscaled
 from hetmerge.setting import Setting, build_setting
 from hetmerge.vocabulary import Vocabulary
 
@@ -265,9 +267,11 @@ def plan_statistics(
             for k, p in partitions.items()
         ],
         notes=(
+            *regrouping_notes(models),
             *_passage_notes(setting),
             *matching.notes,
             *more,
+            *unscaled(setting, {k: p.width for k, p in partitions.items()}),
             *([vocabulary.note] if vocabulary else []),
         ),
         blocks=list(blocks) if blocks is not None else None,
@@ -334,7 +338,8 @@ def setting_of(
                 "(tensor names and shapes must be equal)"
             )
     call = call_from(plan.inputs)
-    networks = [Network(model, call, f"models[{m}]", member=m) for m, model in enumerate(models)]
+    parents = enumerate(regrouped(models))
+    networks = [Network(model, call, f"models[{m}]", member=m) for m, model in parents]
     stages = find_stages(networks, plan.blocks)
     alignment = Alignment(stages, plan.slots, plan.similarities, plan.base)
     setting = build_setting(networks, alignment, call)

@@ -9,12 +9,14 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from hetmerge.attention import Factor
 from hetmerge.branches import Passage
 from hetmerge.correspondence import Correspondence
 from hetmerge.layers import op_name, tensor_names
 from hetmerge.network import Network
 from hetmerge.ops.project import project
 from hetmerge.partition import Partition, dim_labels, merged_size, product_labels, through
+from hetmerge.score_scales import score_factors
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Expr, Leaf
 
@@ -58,6 +60,7 @@ class Projector:
         self._read_tables = [self._behind(m, self._reads[m]) for m in parents]
         self._write_tables = [self._behind(m, self._writes[m]) for m in parents]
         self.widths = {space: p.width for space, p in partitions.items()}
+        self._factors = score_factors(setting, self.widths)
 
     def _table(self, parent: int) -> dict[int, tuple[Tensor, int]]:
         return {
@@ -79,6 +82,10 @@ class Projector:
     def write(self, expr: Expr, parent: int) -> Tensor | None:
         """[size, merged] float64: what a parent's features add; None where they are averaged."""
         return self._writes[parent].get(expr.space) if isinstance(expr, Leaf) else None
+
+    def factor(self, parent: int, name: str) -> Factor | None:
+        """What a parent's tensor is multiplied by, so that its attention scores are kept."""
+        return self._factors[parent].get(name)
 
     def _mapped(
         self, part: _Part, exprs: Sequence[Expr], rows: Sequence[int], cols: Sequence[int]
@@ -204,7 +211,9 @@ class Projector:
         setting, link = self.setting, self.setting.links[parent]
         if name in link.tensors:
             state, theirs = link.parent.state, link.tensors[name]
-            return Share(parent, state[theirs] if rows is None else state.rows(theirs, rows))
+            found = state[theirs] if rows is None else state.rows(theirs, rows)
+            factor = self.factor(parent, name)
+            return Share(parent, factor.of(found, rows) if factor else found)
         slot = link.missing_slot(name)
         passage = setting.passages.get(slot) if slot else None
         if passage is None:

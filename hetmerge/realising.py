@@ -10,6 +10,7 @@ from hetmerge.blueprint import Blueprint
 from hetmerge.building import build
 from hetmerge.cutting import Cut
 from hetmerge.errors import PlanError
+from hetmerge.fixed_order import check_constants
 from hetmerge.network import Network
 from hetmerge.options import Options
 from hetmerge.outputs import is_output
@@ -17,6 +18,7 @@ from hetmerge.partition import Partition, merged_size
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
 from hetmerge.refit import Fitter, Memory
+from hetmerge.score_scales import check_scores
 from hetmerge.setting import Setting
 from hetmerge.systems import MOST_ROWS
 
@@ -48,7 +50,7 @@ def realise(setting: Setting, projector: Projector) -> Realised:
     """
     model, blueprint = build(setting, projector.widths, projector.state())
     merged = Network(model, setting.call, "merged model", fold=False)
-    check_same_program(setting.skeleton, merged, projector.widths)
+    check_same(merged, projector)
     return Realised(merged, projector, blueprint)
 
 
@@ -112,6 +114,19 @@ def is_exact(setting: Setting, partitions: dict[int, Partition], cut: Cut | None
         if space.free or not any(pin.startswith(plain) for pin in space.pins):
             return False
     return not mixing
+
+
+def check_same(merged: Network, projector: Projector) -> None:
+    """The merged network computes what its skeleton does, in the merged sizes, and with the
+    constants and the scale of attention scores that the projection counts on.
+
+    Raises:
+        PlanError: it does not.
+    """
+    setting, widths = projector.setting, projector.widths
+    check_same_program(setting.skeleton, merged, widths)
+    check_scores(setting, merged, widths)
+    check_constants(setting, merged, projector.partitions)
 
 
 def check_same_program(skeleton: Network, merged: Network, widths: Mapping[int, int]) -> None:

@@ -93,7 +93,7 @@ class Targets:
         expr = self.setting.skeleton.graph.values[node][layer.feature_dim]
         writes = {m: x for m in members if (x := self.projector.write(expr, m)) is not None}
         width = merged_size(expr, self.projector.widths)
-        factors = {} if writes else self._averages(expr, width, members)
+        factors = {} if writes else self._averages(expr, width, members, layer.weight)
         scaled = self.is_head(layer) and not self._comparable(layer, members)
         scales = {m: scale_of(found) for m, found in values if found is not None} if scaled else {}
         return Target(values, width, factors, writes, scales)
@@ -119,11 +119,12 @@ class Targets:
         return all(len(partition.labels[m].unique()) == partition.width for m in members)
 
     def _averages(
-        self, expr: Expr, width: int, parents: Sequence[int]
+        self, expr: Expr, width: int, parents: Sequence[int], weight: str
     ) -> dict[int, tuple[Tensor, Tensor]]:
         """Per parent, (labels, averaging factor) of its features.
 
         Features that a selection did not keep have factor 0, and label 0 like any other number.
+        Those of queries are scaled as the weights that make them are.
         """
         found = {m: self.projector.labels(expr, m)[0] for m in parents}
         shares = {
@@ -135,7 +136,10 @@ class Targets:
         for m, place in places.items():
             mass.index_add_(0, place, shares[m])
         mass = torch.where(mass > 0, mass, 1.0)
-        return {m: (place, shares[m] / mass[place]) for m, place in places.items()}
+        scales = {m: f.values for m in parents if (f := self.projector.factor(m, weight))}
+        return {
+            m: (place, shares[m] / mass[place] * scales.get(m, 1.0)) for m, place in places.items()
+        }
 
 
 def scale_of(batches: Sequence[Tensor]) -> tuple[float, float]:

@@ -41,12 +41,13 @@ def is_uniform(setting: Setting) -> bool:
     )
 
 
-def alike(setting: Setting, spaces: Collection[int]) -> list[list[int]]:
-    """Groups of the free ones of these spaces that need one width; most families have none."""
+def alike(setting: Setting, spaces: Collection[int], free: bool = True) -> list[list[int]]:
+    """Groups of the free (or fixed) ones of these spaces that need one width; most families have
+    none."""
     groups: dict[_Place, list[int]] = {}
     for space in setting.skeleton.graph.spaces if is_uniform(setting) else ():
         places = {_place(setting, o.tensor, o.dim, o.path) for o in space.where}
-        if space.free and space.index in spaces and None not in places:
+        if space.free == free and space.index in spaces and None not in places:
             groups.setdefault(min(p for p in places if p), []).append(space.index)
     return list(groups.values())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -61,6 +62,24 @@ class Resident(State):
         self._tensors[name].copy_(tensor)
 
 
+@dataclass(frozen=True)
+class Repeat:
+    """Rows in equal blocks, each of which stands there so many times."""
+
+    blocks: int
+    times: int
+
+    def of(self, tensor: Tensor) -> Tensor:
+        """[rows, ...] -> [rows * times, ...]."""
+        parts = tensor.reshape(self.blocks, -1, *tensor.shape[1:])
+        return parts.repeat_interleave(self.times, 0).flatten(0, 1)
+
+    def source(self, index: Tensor, rows: int) -> Tensor:
+        """The rows, of so many, that those at `index` are copies of."""
+        size = rows // self.blocks
+        return index // (size * self.times) * size + index % size
+
+
 class OnDisk(State):
     """The tensors of a checkpoint, read one by one; what was read lasts until `release`.
 
@@ -69,6 +88,7 @@ class OnDisk(State):
         buffers: tensors that are computed and not stored.
         dtype: of floating-point tensors.
         label: the checkpoint's name in messages.
+        repeats: name -> how its stored rows are repeated.
     """
 
     def __init__(
@@ -77,8 +97,10 @@ class OnDisk(State):
         buffers: Mapping[str, Tensor],
         dtype: torch.dtype,
         label: str,
+        repeats: Mapping[str, Repeat] | None = None,
     ) -> None:
         self.stored, self.dtype, self.label = dict(stored), dtype, label
+        self._repeats = {self.stored[name]: found for name, found in (repeats or {}).items()}
         self._own = dict(buffers)
         self._kept: dict[Stored, Tensor] = {}
         self._scales: dict[Stored, list[tuple[int, Tensor]]] = {}
@@ -90,7 +112,10 @@ class OnDisk(State):
         place = self.stored[name]
         if place in self._kept:
             return self._kept[place]
-        tensor = self._scaled(place, self._checked(name, self._cast(read(place))))
+        found = self._checked(name, self._cast(read(place)))
+        if place in self._repeats:
+            found = self._repeats[place].of(found)
+        tensor = self._scaled(place, found)
         if tensor.numel() * tensor.element_size() <= KEPT:
             self._kept[place] = tensor
         return tensor
@@ -121,12 +146,21 @@ class OnDisk(State):
     def rows(self, name: str, index: Tensor) -> Tensor:
         if name in self._own or index.numel() == 0 or self.stored[name] in self._scales:
             return self[name][index]
+        place = self.stored[name]
+        if place in self._repeats:
+            index = self._repeats[place].source(index, place.shape[0])
         wanted, where = index.unique(return_inverse=True)
-        found = self._cast(read(self.stored[name], wanted))
+        found = self._cast(read(place, wanted))
         return _finite(found, self.label, name)[where]
 
     def release(self) -> None:
         self._kept.clear()
+
+    def repeated(self, repeats: Mapping[str, Repeat]) -> OnDisk:
+        """The same tensors, as they are now, with repeated rows."""
+        found = OnDisk(self.stored, self._own, self.dtype, self.label, repeats)
+        found._scales = {place: list(scales) for place, scales in self._scales.items()}
+        return found
 
     def _cast(self, tensor: Tensor) -> Tensor:
         return tensor.to(self.dtype) if tensor.is_floating_point() else tensor

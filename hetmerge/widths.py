@@ -12,8 +12,15 @@ BUDGETS = ("parameters", "flops")
 Width = str | float | Mapping[str, int | float | str]
 
 
-def target_width(width: Width, name: str, sizes: list[int]) -> int:
-    choice = width.get(name, width.get("default", "max")) if isinstance(width, Mapping) else width
+def target_width(width: Width, space: Space, sizes: list[int]) -> int:
+    """Merged features of a space, from its sizes in the parents.
+
+    A factor that is not given by name makes more heads or groups, and leaves what is inside each of
+    them as wide as it is.
+    """
+    name, table = space.name, width if isinstance(width, Mapping) else {"default": width}
+    choice = table.get(name, table.get("default", "max"))
+    inside = bool(space.structure) and name not in table and isinstance(choice, (int, float))
     if choice == "max":
         return max(sizes)
     if choice == "union":
@@ -28,7 +35,7 @@ def target_width(width: Width, name: str, sizes: list[int]) -> int:
             "of the widest parent, or a dict of space name -> such a value or a number of features"
         )
     absolute = isinstance(width, Mapping) and isinstance(choice, int)
-    target = choice if absolute else round(choice * max(sizes))
+    target = choice if absolute else round((1 if inside else choice) * max(sizes))
     if len(sizes) == 1:
         return sum(sizes)
     return int(min(max(target, 1), sum(sizes)))

@@ -19,6 +19,7 @@ tf = pytest.importorskip("transformers")
     [
         ("llama", {"match": "zip"}),
         ("llama", {"match": "zip", "width": {"model.layers.0.mlp.gate_proj": 0.5}}),
+        ("heads", {"match": "zip", "width": 1.5}),
         ("gpt2", {"match": "permute"}),
         ("vit", {"match": "select", "importance": "weights", "refit": False}),
     ],

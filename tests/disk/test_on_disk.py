@@ -34,6 +34,7 @@ def changed(folder: Path, name: str, change) -> None:
     ("family", "options"),
     [
         ("llama", {"match": "zip"}),
+        ("heads", {"match": "zip"}),
         ("gpt2", {"match": "permute"}),
         ("bert", {"match": "zip"}),
         ("vit", {"match": "select", "importance": "weights"}),

@@ -136,18 +136,52 @@ def test_one_key_value_head_in_both() -> None:
     assert distance(logits(result.model, batch), logits(parents[1], batch)) < 1e-4
 
 
+FAST = {"rope_type": "default", "rope_theta": 50.0}
+
+
+@pytest.mark.parametrize("groups", [(4, 2), (1, 2), (4, 1), (2, 1)])
+def test_keys_and_values_are_repeated_where_only_some_are_grouped(groups: tuple[int, int]) -> None:
+    parents = [hf.lively(hf.llama(3 - i, 32 + 16 * i, 4, g), i + 1) for i, g in enumerate(groups)]
+    batch = hf.tokens()[0]
+    result = hm.merge(parents, hf.tokens(), weights=[0, 1], refit=False, progress=False)
+    assert result.model.config.num_key_value_heads == max(max(groups), 2)
+    assert f"keys and values of {min(groups)} groups" in result.report.notes[0]
+    assert distance(logits(result.model, batch), logits(parents[1], batch)) < 1e-4
+    again = hm.apply(result.plan, parents, hf.tokens(), progress=False).model
+    assert torch.equal(logits(again, batch), logits(result.model, batch))
+
+
+def test_rotary_frequencies_that_one_parent_lacks() -> None:
+    parents = [
+        hf.lively(hf.llama(3, 32, 4, 2, head_dim=16), 1),
+        hf.lively(hf.llama(2, 32, 4, 2, head_dim=8, rope_parameters=FAST), 2),
+    ]
+    result = hm.merge(parents, hf.tokens(), progress=False)
+    assert result.model.config.head_dim == 16
+    (note,) = [note for note in result.report.notes if "constants tell apart" in note]
+    assert note.startswith("models[1]: ")
+    keys = next(s for s in result.plan.spaces if s.name.endswith("0.self_attn.q_proj:2"))
+    first, second = keys.labels
+    assert first.tolist() == list(range(8))
+    assert second[0] == 0  # the fastest frequency is the same for every base
+    lost = int((second < 0).sum())
+    assert lost > 0
+    assert f"models[1]: {lost} of 4 features" in note
+
+
 REFUSED = {
-    "one key-value head in one": ([hf.llama(2, 32, 4, 1), hf.llama(2, 32, 4, 2)], hf.tokens),
-    "rotary heads of two sizes": (
-        [hf.llama(2, 32, 4, 2, head_dim=8), hf.llama(2, 32, 4, 2, head_dim=12)],
+    "another rotary base in wider heads": (
+        [
+            hf.llama(3, 32, 4, 2, head_dim=8),
+            hf.llama(2, 32, 4, 2, head_dim=16, rope_parameters=FAST),
+        ],
         hf.tokens,
     ),
     "heads that do not divide the stream": ([hf.gpt2(2, 16, 4), hf.gpt2(2, 24, 2)], hf.tokens),
     "two families": ([hf.gpt2(2, 16, 2), hf.llama(2, 16, 2, 2)], hf.tokens),
 }
 MESSAGES = {
-    "one key-value head in one": "is built differently",
-    "rotary heads of two sizes": "must keep its order",
+    "another rotary base in wider heads": "does not compute the constants",
     "heads that do not divide the stream": "no configuration of GPT2LMHeadModel has the merged",
     "two families": "of one family",
 }
@@ -190,3 +224,14 @@ def test_selection_of_different_models(name: str) -> None:
     found = result.model.config.to_dict()
     assert {key: found[key] for key in fields} == fields
     assert bool(torch.isfinite(logits(result.model, batches[0])).all())
+
+
+@pytest.mark.parametrize(("width", "groups", "stream"), [(1.25, 4, 40), (1.5, 4, 48)])
+def test_a_factor_makes_more_groups_and_leaves_heads_as_they_are(
+    width: float, groups: int, stream: int
+) -> None:
+    parents = [hf.lively(hf.llama(3, 32, 4, 2), 1), hf.lively(hf.llama(2, 24, 6, 3), 2)]
+    config = hm.merge(parents, hf.tokens(), width=width, progress=False).model.config
+    sizes = (config.num_key_value_heads, config.num_attention_heads, config.head_dim)
+    assert sizes == (groups, 2 * groups, 8)
+    assert config.hidden_size == stream

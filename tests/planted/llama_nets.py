@@ -59,10 +59,12 @@ def _repeated(x: Tensor, times: int) -> Tensor:
 
 
 class Block(nn.Module):
-    def __init__(self, width: int, hidden: int, heads: int, groups: int, offset: float) -> None:
+    def __init__(
+        self, width: int, hidden: int, heads: int, groups: int, offset: float, size: int
+    ) -> None:
         super().__init__()
         self.norm1, self.norm2 = Norm(width, offset), Norm(width, offset)
-        self.attention = Attention(width, heads, groups, 4)
+        self.attention = Attention(width, heads, groups, size)
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
@@ -82,11 +84,12 @@ class Llama(nn.Module):
         heads: int = 3,
         groups: int | None = None,
         offset: float = 0.0,
+        size: int = 4,
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(VOCABULARY, width)
         self.layers = nn.ModuleList(
-            Block(width, hidden, heads, groups or heads, offset) for _ in range(layers)
+            Block(width, hidden, heads, groups or heads, offset, size) for _ in range(layers)
         )
         self.norm = Norm(width, offset)
         self.head = nn.Linear(width, VOCABULARY, bias=False)

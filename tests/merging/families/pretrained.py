@@ -1,5 +1,7 @@
 """Tiny random members of Hugging Face families; nothing is downloaded."""
 
+from typing import Any
+
 import torch
 import transformers as tf
 from torch import nn
@@ -29,7 +31,9 @@ def vit(depth: int, width: int, heads: int = 2) -> nn.Module:
     return tf.ViTForImageClassification(config)
 
 
-def llama(depth: int, width: int, heads: int = 4, kv: int = 2, head_dim: int = 8) -> nn.Module:
+def llama(
+    depth: int, width: int, heads: int = 4, kv: int = 2, head_dim: int = 8, **more: Any
+) -> nn.Module:
     config = tf.LlamaConfig(
         hidden_size=width,
         num_hidden_layers=depth,
@@ -39,6 +43,7 @@ def llama(depth: int, width: int, heads: int = 4, kv: int = 2, head_dim: int = 8
         intermediate_size=2 * width,
         vocab_size=31,
         max_position_embeddings=32,
+        **more,
     )
     return tf.LlamaForCausalLM(config)
 
