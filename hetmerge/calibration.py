@@ -18,6 +18,7 @@ from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.regrouping import regrouped
 from hetmerge.setting import Setting, build_setting
+from hetmerge.streams import Squares
 from hetmerge.vocabulary import Vocabulary
 
 FEWEST = 4  # samples of a batch: an unbiased CKA needs them
@@ -34,6 +35,8 @@ class Statistics:
             the features inside them.
         chance: space -> moments between the parents' features on inputs that do not belong
             together: what correlates there correlates by chance.
+        axes: outer space -> moments of all heads or groups with what is inside them; and
+        squares: space -> how loud the parents' streams are before norms; both for match="pca".
         members: space -> which parents those are.
         samples: inputs seen.
         setting: the traced and aligned parents the statistics belong to.
@@ -45,6 +48,8 @@ class Statistics:
     moments: dict[str, Moments]
     nested: dict[tuple[int, int], Moments]
     chance: dict[str, Moments]
+    axes: dict[int, Moments]
+    squares: dict[int, Squares]
     members: dict[str, tuple[int, ...]]
     samples: int
     setting: Setting = field(repr=False)
@@ -58,12 +63,14 @@ class Statistics:
         self.chance.update({spaces[k].name: value for k, value in part.chance.items()})
         self.members.update({spaces[k].name: self.setting.members(k) for k in part.moments})
         self.nested.update(part.nested)
-        for found in (part.moments, part.nested, part.chance):
+        self.axes.update(part.axes)
+        self.squares.update(part.squares)
+        for found in (part.moments, part.nested, part.chance, part.axes):
             found.clear()
 
     def forget(self) -> None:
         """Drop all moments."""
-        for found in (self.moments, self.nested, self.chance):
+        for found in (self.moments, self.nested, self.chance, self.axes):
             found.clear()
 
 
@@ -115,7 +122,7 @@ def align_parents(
     alignment = align(networks, calls, depth=depth, blocks=blocks, progress=progress)
     setting = build_setting(networks, alignment, calls[0])
     total = sum(samples(call) for call in calls)
-    return Statistics(alignment.similarity, {}, {}, {}, {}, total, setting, tuple(calls))
+    return Statistics(alignment.similarity, {}, {}, {}, {}, {}, {}, total, setting, tuple(calls))
 
 
 def as_calls(

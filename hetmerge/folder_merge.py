@@ -62,8 +62,8 @@ def merge_to(
         prepared: called with the plan, and what applying it costs, before it is applied.
         finished: called with the folder, still under its other name, to add files.
         progress: show bars on standard error; None: only on a terminal.
-        **options: see :class:`hetmerge.options.Options`; `match` is "zip", "permute",
-            "select" or "identity"; `budget` and `stop_at` need modules.
+        **options: see :class:`hetmerge.options.Options`; `match` is "zip", "permute", "select",
+            "pca" or "identity"; `budget` and `stop_at` need modules.
 
     Returns:
         The result; its model has its parameters on the meta device, load it from `out`.

@@ -26,6 +26,7 @@ from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.regrouping import regrouped, regrouping_notes
 from hetmerge.setting import Setting, build_setting
+from hetmerge.tracing.expr import size
 from hetmerge.tracing.spaces import Space
 from hetmerge.vocabulary import Vocabulary
 from hetmerge.weights import OnDisk
@@ -107,7 +108,7 @@ def forecast(
     ]
     alignment = align_by_position(networks)
     setting = build_setting(networks, alignment, calls[0])
-    nothing = Statistics({}, {}, {}, {}, {}, 0, setting, tuple(calls), vocabulary)
+    nothing = Statistics({}, {}, {}, {}, {}, {}, {}, 0, setting, tuple(calls), vocabulary)
     matched = _Sizes(nothing, replace(options, importance="weights")).match(options.width)
     partitions, notes = fit_family(setting, matched.partitions)
     widths = {k: partition.width for k, partition in partitions.items()}
@@ -178,27 +179,46 @@ def _planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) -
     """Most memory while moments are gathered unit by unit, and spaces matched in between."""
     meter = Meter()
     ledgers = [Ledger(network, 1.0, 1, meter) for network in setting.parents]
-    visits = visits_of(setting)
+    visits = visits_of(setting, whole=options.match == "pca")
     segments = by_unit(setting, visits)
     last = {visit.space: i for i, segment in enumerate(segments) for visit in segment}
-    held: dict[int, int] = {}  # bytes of the moments of spaces that will be seen again
+    held: dict[int, dict[str, int]] = {}  # bytes of the moments of spaces that will be seen again
     most, streams = 0.0, 0.0
     for i, segment in enumerate(segments):
         meter.peak = 0.0
         for visit in segment:
             _walk(setting, ledgers, visit)
-            held[visit.space] = _moments_bytes(setting, visit.space, options)
+            kinds = held.setdefault(visit.space, {})
+            kinds[visit.kind] = _moments_bytes(_sizes(setting, visit), options)
         for ledger in ledgers:
             ledger.read.clear()
         # The streams of the other batches stand beside the batch that runs.
         waiting = streams * (len(calls) - 1)
-        most = max(most, meter.peak + waiting + sum(held.values()))
+        most = max(most, meter.peak + waiting + _total(held))
         streams = sum(ledger.bytes for ledger in ledgers)
-        for space in [k for k in held if last[k] == i]:
-            own = held.pop(space)
-            matching = _matching_bytes(setting, space, own, options)
-            most = max(most, streams * len(calls) + sum(held.values()) + matching)
+        complete = [visit for visit in segment if last[visit.space] == i]
+        for visit in complete:
+            own = sum(held[visit.space].values())
+            matching = _matching_bytes(_sizes(setting, visit), own, options)
+            most = max(most, streams * len(calls) + _total(held) - own + matching)
+        for visit in complete:
+            held.pop(visit.space, None)
     return int(most)
+
+
+def _total(held: dict[int, dict[str, int]]) -> int:
+    return sum(sum(own.values()) for own in held.values())
+
+
+def _sizes(setting: Setting, visit: Visit) -> list[int]:
+    """Features per parent of what is seen there."""
+    members = setting.members(visit.space)
+    if visit.kind == "axis":
+        nodes = {m: setting.links[m].node(visit.view.node) for m in members}
+        return [
+            size(setting.parents[m].graph.values[node][-1]) for m, node in nodes.items() if node
+        ]
+    return [setting.width(m, visit.space) for m in members]
 
 
 def _walk(setting: Setting, ledgers: Sequence[Ledger], visit: Visit) -> None:
@@ -208,20 +228,20 @@ def _walk(setting: Setting, ledgers: Sequence[Ledger], visit: Visit) -> None:
             ledgers[m].compute([node])
 
 
-def _moments_bytes(setting: Setting, space: int, options: Options) -> int:
-    sizes = [setting.width(m, space) for m in setting.members(space)]
+def _moments_bytes(sizes: Sequence[int], options: Options) -> int:
     few = [min(size, CHANCE_FEATURES) for size in sizes]
     return 8 * (length(sizes, options.match != "permute") + length(few, False))
 
 
-def _matching_bytes(setting: Setting, space: int, moments: int, options: Options) -> int:
+def _matching_bytes(sizes: Sequence[int], moments: int, options: Options) -> int:
     """Similarities of all pairs in float64, beside the moments and then beside the matcher's."""
-    sizes = [setting.width(m, space) for m in setting.members(space)]
     square = 8 * sum(sizes) ** 2
     if options.match == "identity":
         return moments
     if options.match == "permute":  # the cost matrix, and the solver's copy of it
         return square + 8 * max(sizes) * (sum(sizes) + 2 * min(sizes))
+    if options.match in ("select", "pca"):  # covariance, importance, and what is made of the two
+        return moments + 9 * square
     return max(moments + square, square + square // 2)
 
 

@@ -19,6 +19,7 @@ from hetmerge.network import release
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting
+from hetmerge.streams import Squares, whole_axes, whole_rows
 from hetmerge.tracing.expr import Concat, Expr, Product
 
 CHANCE_SAMPLES = 250  # inputs that tell what correlates by chance
@@ -35,27 +36,39 @@ class Gathered:
     moments: dict[int, Moments] = field(default_factory=dict)
     nested: dict[Nest, Moments] = field(default_factory=dict)
     chance: dict[int, Moments] = field(default_factory=dict)
+    axes: dict[int, Moments] = field(default_factory=dict)
+    squares: dict[int, Squares] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
 class Visit:
-    """A view of a space, or of an axis that is an outer and an inner space (`nest`)."""
+    """A view of a space; of an axis that is an outer and an inner space (`nest`); of the whole axis
+    of heads or groups (`kind` "axis"), or of a stream in front of a norm ("norm")."""
 
     view: View
     space: int
     nest: Nest | None = None
+    kind: str = ""
 
 
 def gather(
-    setting: Setting, calls: Sequence[Call], progress: Progress, within: bool
+    setting: Setting, calls: Sequence[Call], progress: Progress, within: bool, whole: bool = False
 ) -> Iterator[Gathered]:
     """Moments per space, per axis that is an outer and an inner space, and by chance.
 
     Parents in memory run one batch after the other, and all moments come in one piece. Parents on
     disk run unit by unit over all batches, which reads every weight once and keeps the streams of
     all batches; moments come as soon as their spaces have been seen everywhere.
+
+    Args:
+        within: also between features of one parent.
+        whole: also of whole axes of heads, and how loud streams are, for orthogonal maps.
     """
-    visits = visits_of(setting)
+    visits = visits_of(setting, whole)
+    norms = setting.skeleton.rotations if whole else {}
+    for space, rotation in norms.items():
+        visits += [Visit(View(n, -1, ()), space, kind="norm") for n in rotation.norms]
+    visits = _in_order(setting, visits)
     on_disk = not setting.skeleton.in_memory
     segments = by_unit(setting, visits) if on_disk else [visits]
     runs = [_walkers(setting, call) for call in calls] if on_disk else [None] * len(calls)
@@ -73,13 +86,19 @@ def gather(
         yield gathering.complete(later)
 
 
-def visits_of(setting: Setting) -> list[Visit]:
-    """Every view that tells something, in the order in which it is reached."""
+def visits_of(setting: Setting, whole: bool = False) -> list[Visit]:
+    """Every view that tells what meets what, in the order in which it is reached."""
     views = _shared_views(setting)
     nests = _nested_views(setting, views)
-    order = setting.skeleton.nodes.order
     visits = [Visit(view, space) for space, found in views.items() for view in found]
     visits += [Visit(view, nest[0], nest) for nest, found in nests.items() for view in found]
+    axes = whole_axes(setting) if whole else {}
+    visits += [Visit(View(node, -1, ()), space, kind="axis") for space, node in axes.items()]
+    return _in_order(setting, visits)
+
+
+def _in_order(setting: Setting, visits: Sequence[Visit]) -> list[Visit]:
+    order = setting.skeleton.nodes.order
     return sorted(visits, key=lambda visit: order.get(visit.view.node, -1))
 
 
@@ -115,6 +134,15 @@ class _Gathering:
     def visit(self, walkers: Sequence[Walker], call: Call, visit: Visit, by_chance: bool) -> None:
         """Add what the parents' features are at one view of one batch."""
         setting, found, space = self.setting, self.found, visit.space
+        if visit.kind == "norm":
+            found.squares.setdefault(space, Squares()).update(setting, walkers, visit.view.node)
+            return
+        if visit.kind == "axis":
+            rows = whole_rows(setting, walkers, call, visit.view.node)
+            if space not in found.axes:
+                found.axes[space] = Moments([x.shape[1] for x in rows])
+            found.axes[space].update(*rows)
+            return
         if visit.nest:
             if visit.nest not in found.nested:
                 inner = _widths(setting, visit.nest[1])
@@ -139,6 +167,8 @@ class _Gathering:
             _taken(found.moments, [k for k in found.moments if k not in waiting]),
             _taken(found.nested, [n for n in found.nested if n[0] not in waiting]),
             _taken(found.chance, [k for k in found.chance if k not in waiting]),
+            _taken(found.axes, [k for k in found.axes if k not in waiting]),
+            {k: found.squares.pop(k) for k in list(found.squares) if k not in waiting},
         )
 
 

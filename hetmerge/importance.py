@@ -12,23 +12,43 @@ from hetmerge.batches import Call, call_for, samples
 from hetmerge.execution import flat_inputs, sources_of
 from hetmerge.features import View, take
 from hetmerge.network import Network
-from hetmerge.tracing.expr import Expr, located
+from hetmerge.tracing.expr import Expr, located, size
 
 SAMPLES = 500  # inputs whose gradients are taken
+BLOCK = 8192  # rows of a weight that are looked at together
 
 
-def by_weights(network: Network) -> dict[int, list[Tensor]]:
-    """Space -> per tensor that reads it, ``sum W'W`` [size, size] over everything else."""
-    found: dict[int, list[Tensor]] = {}
-    for name, exprs in network.graph.tensors.items():
-        for dim, expr in enumerate(exprs):
-            if (name, dim) not in network.graph.consumed:
-                continue
-            for path, leaf in located(expr):
-                if leaf.space >= 0:
-                    rows = _rows(network.state[name], expr, dim, path)
-                    found.setdefault(leaf.space, []).append(rows.T @ rows)
-    return found
+class ByWeights(Sequence[Tensor]):
+    """``sum W'W`` [size, size] over everything else, of every tensor that reads a space.
+
+    Computed whenever it is looked at, from weights that may be on disk.
+    """
+
+    def __init__(self, network: Network, space: int) -> None:
+        self.network = network
+        self.places = [
+            (name, dim, path)
+            for name, exprs in network.graph.tensors.items()
+            for dim, expr in enumerate(exprs)
+            if (name, dim) in network.graph.consumed
+            for path, leaf in located(expr)
+            if leaf.space == space
+        ]
+
+    def __len__(self) -> int:
+        return len(self.places)
+
+    def __getitem__(self, index: Any) -> Any:
+        name, dim, path = self.places[index]
+        exprs, state = self.network.graph.tensors[name], self.network.state
+        if dim == 0:
+            rows = _rows(state[name], exprs[dim], dim, path)
+            return rows.T @ rows
+        found: Any = 0.0
+        for block in torch.arange(size(exprs[0])).split(BLOCK):
+            rows = _rows(state.rows(name, block), exprs[dim], dim, path)
+            found = found + rows.T @ rows
+        return found
 
 
 def fisher(

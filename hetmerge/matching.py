@@ -25,7 +25,6 @@ from hetmerge.principal import Directions, directions
 from hetmerge.rotations import Rotation
 from hetmerge.selecting import importance_of, keep, ranked, selection
 from hetmerge.setting import Setting
-from hetmerge.streams import loudness, whole_axis, whole_moments
 from hetmerge.tracing.expr import Leaf, Product
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
@@ -84,7 +83,6 @@ class Matcher:
         self.agreements: dict[int, Agreement] = {}
         self.notes: list[str] = []
         self._directed: dict[int, Directions] = {}
-        self._axes: dict[str, Moments] = {}
 
     def match(self, width: Width) -> Matching:
         """Match every space, anew if it was done before at other widths."""
@@ -159,7 +157,7 @@ class Matcher:
             for width in widths
         ]
 
-    def places(self, space: Space) -> list[list[Tensor]]:
+    def places(self, space: Space) -> list[Sequence[Tensor]]:
         """Per parent that has the space: how errors count, at each place that reads it."""
         return [self._places.of(m, space.index) for m in self.sizes(space)]
 
@@ -204,8 +202,8 @@ class Matcher:
             return union(sizes)
         if options.match == "identity":
             return positional_partition(space.name, sizes, target)
-        if options.match == "pca" and (axis := whole_axis(self.setting, space.index)):
-            partition = self._whole(axis, sizes, target)
+        if options.match == "pca" and space.index in self.statistics.axes:
+            partition = self._whole(space, sizes, target)
             if partition is not None:
                 return partition
         nests = [nest for nest in self.statistics.nested if nest[0] == space.index]
@@ -265,27 +263,26 @@ class Matcher:
         self, space: Space, moments: Moments, rotation: Rotation, sizes: dict[int, int]
     ) -> Directions:
         if space.index not in self._directed:
-            loud = loudness(self.setting, self.statistics.calls, rotation.norms)
+            squares = self.statistics.squares.get(space.index)
+            loud = squares.loudness() if rotation.norms and squares else {}
             places = dict(zip(sizes, self.places(space), strict=True))
             self._directed[space.index] = directions(
                 about_zero(moments), sizes, places, self.weights, loud
             )
         return self._directed[space.index]
 
-    def _whole(self, axis: str, sizes: dict[int, int], target: int) -> Partition | None:
+    def _whole(self, space: Space, sizes: dict[int, int], target: int) -> Partition | None:
         """Keep the heads or groups from which all are best read off; no two are averaged.
 
         None where they differ in size between the parents.
         """
-        weights = self.weights
-        if axis not in self._axes:
-            self._axes[axis] = whole_moments(self.setting, self.statistics.calls, axis)
-        moments = self._axes[axis]
+        weights, moments = self.weights, self.statistics.axes[space.index]
         features = dict(zip(sizes, moments.sizes, strict=True))
         if len({features[m] // sizes[m] for m in sizes}) > 1:
             return None
         second = about_zero(moments)
-        importance = importance_of(second, features, self._places.of_axis(axis, sizes), weights)
+        places = self._places.of_axis(space.index, sizes)
+        importance = importance_of(second, features, places, weights)
         heard = [m for m in sizes if weights[m] > 0] or list(sizes)
         ends = torch.arange(len(second)).split(moments.sizes)
         units = [u for m, at in zip(sizes, ends, strict=True) for u in at.reshape(sizes[m], -1)]

@@ -18,7 +18,7 @@ from hetmerge.softmax_head import HEADS
 from hetmerge.systems import RIDGE
 from hetmerge.widths import Width, check_budget
 
-IN_MEMORY = ("auto", "pca")  # ways of matching that look at the parents as a whole
+IN_MEMORY = ("auto",)  # ways of matching that look at the parents as a whole
 MATCHES = ("auto", "zip", "permute", "select", "pca", "identity")
 IMPORTANCES = ("fisher", "weights")
 BACKENDS = ("auto", "reference", "native", "torch", "triton", "cuda")

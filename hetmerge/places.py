@@ -9,7 +9,7 @@ from torch import Tensor
 
 from hetmerge.batches import Call
 from hetmerge.features import View, views_of
-from hetmerge.importance import by_weights, fisher
+from hetmerge.importance import ByWeights, fisher
 from hetmerge.options import Options
 from hetmerge.setting import Setting
 from hetmerge.streams import whole_axis
@@ -17,7 +17,7 @@ from hetmerge.tracing.expr import Expr
 
 
 class Places:
-    """Importances of all parents, computed once and when they are first asked for.
+    """Importances of all parents, computed when they are asked for; gradients only once.
 
     Gradients need the whole of a parent, so parents on disk go by the weights behind a place.
     """
@@ -26,13 +26,19 @@ class Places:
         self.setting, self.calls, self.options = setting, calls, options
         self.by_weights = options.importance == "weights" or not setting.skeleton.in_memory
 
-    def of(self, parent: int, space: int) -> list[Tensor]:
+    def of(self, parent: int, space: int) -> Sequence[Tensor]:
         """Per place that reads this space of the skeleton in one parent, [size, size]."""
-        return self._spaces[parent].get(self.setting.links[parent].spaces[space], [])
+        theirs = self.setting.links[parent].spaces[space]
+        if self.by_weights:
+            return ByWeights(self.setting.parents[parent], theirs)
+        known = self._fisher[parent]
+        return [known[view] for view in self._views[parent].get(theirs, ()) if view in known]
 
-    def of_axis(self, axis: str, parents: Iterable[int]) -> dict[int, list[Tensor]]:
-        """The same of the whole last dimension of a skeleton node, in these parents."""
+    def of_axis(self, outer: int, parents: Iterable[int]) -> dict[int, list[Tensor]]:
+        """The same of all heads or groups with what is inside them, in these parents."""
         found: dict[int, list[Tensor]] = {}
+        axis = whole_axis(self.setting, outer)
+        assert axis is not None
         for m in parents:
             node = self.setting.links[m].node(axis)
             assert node is not None
@@ -48,13 +54,8 @@ class Places:
         return found
 
     @cached_property
-    def _spaces(self) -> list[dict[int, list[Tensor]]]:
-        if self.by_weights:
-            return [by_weights(network) for network in self.setting.parents]
-        return [
-            {k: [known[v] for v in listed if v in known] for k, listed in views_of(network).items()}
-            for network, known in zip(self.setting.parents, self._fisher, strict=True)
-        ]
+    def _views(self) -> list[dict[int, list[View]]]:
+        return [views_of(network) for network in self.setting.parents]
 
     @cached_property
     def _fisher(self) -> list[dict[View, Tensor]]:
@@ -62,7 +63,7 @@ class Places:
         spaces = self.setting.skeleton.graph.spaces
         found = []
         for m, network in enumerate(self.setting.parents):
-            views = [view for listed in views_of(network).values() for view in listed]
+            views = [view for listed in self._views[m].values() for view in listed]
             if self.options.match == "pca":
                 axes = {whole_axis(self.setting, s.index) for s in spaces if s.free}
                 theirs = {self.setting.links[m].node(axis) for axis in axes if axis}

@@ -39,7 +39,7 @@ def run(config_path: Path, as_json: bool) -> str:
     if models is None:
         raise InputError(
             "models: a plan is made from Hugging Face directories without BatchNorm or remote "
-            "code, and without stop_at, budget, 'auto' or 'pca'; this merge runs in memory, and "
+            "code, and without stop_at, budget or 'auto'; this merge runs in memory, and "
             "`hetmerge merge` shows its plan"
         )
     vocabulary, _ = vocabulary_of(parents.language, [model.module for model in models])

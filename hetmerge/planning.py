@@ -232,7 +232,7 @@ def plan_statistics(
     statistics = replace(statistics, vocabulary=vocabulary)
     setting = statistics.setting
     within = chosen.match != "permute" or chosen.budget is not None
-    parts = gather(setting, calls, bar, within)
+    parts = gather(setting, calls, bar, within, whole=chosen.match == "pca")
     trials: dict[str, float] = {}
     if not setting.skeleton.in_memory:
         matching = Matcher(statistics, chosen).match_stream(parts, chosen.width)

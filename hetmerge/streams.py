@@ -2,73 +2,72 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 
-from hetmerge.batches import Call, comparable, samples
+from hetmerge.batches import Call, comparable
 from hetmerge.execution import Walker
-from hetmerge.importance import SAMPLES
-from hetmerge.ops.moments import Moments
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Leaf, Product
+
+
+def whole_axes(setting: Setting) -> dict[int, str]:
+    """Space of heads or groups -> the skeleton node where all of them are read."""
+    found = {}
+    for space in setting.skeleton.graph.spaces:
+        if space.free and len(setting.members(space.index)) > 1:
+            axis = whole_axis(setting, space.index)
+            found.update({space.index: axis} if axis else {})
+    return found
 
 
 def whole_axis(setting: Setting, outer: int) -> str | None:
     """The skeleton node from which a layer reads all units of `outer` with what is inside them."""
     for layer in setting.skeleton.layers:
-        expr = setting.skeleton.graph.values[layer.source][layer.feature_dim]
+        exprs = setting.skeleton.graph.values.get(layer.source)
+        expr = exprs[layer.feature_dim] if exprs else None
         first = expr.parts[0] if isinstance(expr, Product) else None
         if isinstance(first, Leaf) and first.space == outer and layer.feature_dim == -1:
             return layer.source
     return None
 
 
-def whole_moments(setting: Setting, calls: Sequence[Call], source: str) -> Moments:
-    """Second moments of a whole axis in all parents that have it, side by side."""
-    members = _members(setting, source)
-    found: Moments | None = None
-    for call, walkers in _walks(setting, calls):
-        rows = []
-        for m, node in members.items():
-            value = comparable(walkers[m].value(node)[0], call, m)
-            rows.append(value.reshape(-1, value.shape[-1]))
-        found = found or Moments([x.shape[1] for x in rows])
-        found.update(*rows)
-    assert found is not None
+def whole_rows(
+    setting: Setting, walkers: Sequence[Walker], call: Call, source: str
+) -> list[Tensor]:
+    """The values of a whole axis in the parents that have it, [positions, features] each."""
+    found = []
+    for m, node in _members(setting, source).items():
+        value = comparable(walkers[m].value(node)[0], call, m)
+        found.append(value.reshape(-1, value.shape[-1]))
     return found
 
 
-def loudness(setting: Setting, calls: Sequence[Call], norms: Sequence[str]) -> dict[int, float]:
-    """Parent -> root mean square of its stream, the geometric mean over the places before norms.
+class Squares:
+    """Mean squares of the parents' streams, at every place in front of a norm."""
 
-    Args:
-        norms: skeleton nodes in front of the norms.
-    """
-    places = {name: _members(setting, name) for name in norms}
-    squares: dict[tuple[int, str], list[Tensor]] = {}
-    for _, walkers in _walks(setting, calls):
-        for name, members in places.items():
-            for m, node in members.items():
-                value = walkers[m].value(node)[0].double()
-                squares.setdefault((m, name), []).append(value.square().mean())
-    logs: dict[int, list[Tensor]] = {}
-    for (m, _), values in squares.items():
-        logs.setdefault(m, []).append(torch.stack(values).mean().clamp_min(1e-300).log() / 2)
-    return {m: float(torch.stack(values).mean().exp()) for m, values in logs.items()}
+    def __init__(self) -> None:
+        self._sums: dict[int, dict[str, tuple[float, int]]] = {}
+
+    def update(self, setting: Setting, walkers: Sequence[Walker], norm: str) -> None:
+        """Add one batch at the skeleton node in front of a norm."""
+        for m, node in _members(setting, norm).items():
+            value = walkers[m].value(node)[0].double()
+            places = self._sums.setdefault(m, {})
+            total, count = places.get(norm, (0.0, 0))
+            places[norm] = (total + float(value.square().mean()), count + 1)
+
+    def loudness(self) -> dict[int, float]:
+        """Parent -> root mean square, the geometric mean over the places."""
+        found = {}
+        for m, places in self._sums.items():
+            logs = [math.log(max(total / count, 1e-300)) / 2 for total, count in places.values()]
+            found[m] = math.exp(sum(logs) / len(logs))
+        return found
 
 
 def _members(setting: Setting, name: str) -> dict[int, str]:
     found = {m: link.node(name) for m, link in enumerate(setting.links)}
     return {m: node for m, node in found.items() if node is not None}
-
-
-def _walks(setting: Setting, calls: Sequence[Call]) -> Iterator[tuple[Call, list[Walker]]]:
-    """The first inputs, each with a run of every parent on them."""
-    seen = 0
-    for call in calls:
-        yield call, [network.walk([call]) for network in setting.parents]
-        seen += samples(call)
-        if seen >= SAMPLES:
-            return

@@ -144,14 +144,18 @@ class OnDisk(State):
         return tensor
 
     def rows(self, name: str, index: Tensor) -> Tensor:
-        if name in self._own or index.numel() == 0 or self.stored[name] in self._scales:
+        if name in self._own or index.numel() == 0:
             return self[name][index]
         place = self.stored[name]
-        if place in self._repeats:
-            index = self._repeats[place].source(index, place.shape[0])
-        wanted, where = index.unique(return_inverse=True)
-        found = self._cast(read(place, wanted))
-        return _finite(found, self.label, name)[where]
+        repeat = self._repeats.get(place)
+        source = repeat.source(index, place.shape[0]) if repeat else index
+        wanted, where = source.unique(return_inverse=True)
+        found = _finite(self._cast(read(place, wanted)), self.label, name)[where]
+        rank = len(place.shape)
+        for dim, factor in self._scales.get(place, ()):
+            ones = [1] * (rank - 1 - dim)
+            found = found * (factor[index] if dim == 0 else factor).unflatten(-1, (-1, *ones))
+        return found
 
     def release(self) -> None:
         self._kept.clear()

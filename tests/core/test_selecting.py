@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.features import views_of
-from hetmerge.importance import by_weights, fisher
+from hetmerge.importance import ByWeights, fisher
 from hetmerge.network import Network
 from hetmerge.selecting import selection
 
@@ -45,15 +45,14 @@ def images(count: int) -> Tensor:
 
 def test_weights_of_the_readers(net: Net) -> None:
     network = Network(net, ((images(4),), {}))
-    found = by_weights(network)
-    stem = found[space_of(network, "stem.weight", 0)]
+    stem = ByWeights(network, space_of(network, "stem.weight", 0))
     wanted = [
         torch.einsum("oikl,ojkl->ij", layer.weight, layer.weight) for layer in (net.left, net.right)
     ]
     assert len(stem) == 2
     for mine, theirs in zip(stem, wanted, strict=True):
         torch.testing.assert_close(mine, theirs.detach(), rtol=CLOSE, atol=CLOSE)
-    (inner,) = found[space_of(network, "left.weight", 0)]
+    (inner,) = ByWeights(network, space_of(network, "left.weight", 0))
     head = net.head.weight.detach().reshape(6, 3, 25)
     torch.testing.assert_close(inner, torch.einsum("oip,ojp->ij", head, head))
 

@@ -35,6 +35,8 @@ def changed(folder: Path, name: str, change) -> None:
     [
         ("llama", {"match": "zip"}),
         ("heads", {"match": "zip"}),
+        ("llama", {"match": "pca", "importance": "weights"}),
+        ("heads", {"match": "select", "importance": "weights"}),
         ("gpt2", {"match": "permute"}),
         ("bert", {"match": "zip"}),
         ("vit", {"match": "select", "importance": "weights"}),
