@@ -16,7 +16,7 @@ from hetmerge.lazy import Checkpoint
 from hetmerge.network import Network
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
-from hetmerge.regrouping import regrouped
+from hetmerge.relatives import relatives
 from hetmerge.setting import Setting, build_setting
 from hetmerge.streams import Squares
 from hetmerge.vocabulary import Vocabulary
@@ -117,7 +117,7 @@ def align_parents(
     progress: Progress,
 ) -> Statistics:
     """The first of the two passes: statistics without moments."""
-    parents = enumerate(regrouped(models))
+    parents = enumerate(relatives(models))
     networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in parents]
     alignment = align(networks, calls, depth=depth, blocks=blocks, progress=progress)
     setting = build_setting(networks, alignment, calls[0])

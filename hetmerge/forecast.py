@@ -15,7 +15,7 @@ from hetmerge.calibration import Statistics
 from hetmerge.cost import Ledger, Meter, estimate, forward_flops
 from hetmerge.family_sizes import fit_family
 from hetmerge.gathering import CHANCE_FEATURES, Visit, by_unit, visits_of
-from hetmerge.huggingface import merged_config
+from hetmerge.huggingface import configuration_notes, merged_config
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.matching import Matcher
 from hetmerge.memory import resident
@@ -24,7 +24,7 @@ from hetmerge.on_disk import stored_type
 from hetmerge.ops.panels import length
 from hetmerge.options import Options
 from hetmerge.partition import Partition
-from hetmerge.regrouping import regrouped, regrouping_notes
+from hetmerge.relatives import relatives, relatives_notes
 from hetmerge.setting import Setting, build_setting
 from hetmerge.tracing.expr import size
 from hetmerge.tracing.spaces import Space
@@ -104,7 +104,7 @@ def forecast(
     """
     networks = [
         Network(m, calls[0], str(models[i].folder), member=i, fold=False)
-        for i, m in enumerate(regrouped(models))
+        for i, m in enumerate(relatives(models))
     ]
     alignment = align_by_position(networks)
     setting = build_setting(networks, alignment, calls[0])
@@ -145,7 +145,7 @@ def forecast(
         applying_bytes=applying.peak_bytes,
         flops=single,
         seconds=single / _rate(),
-        notes=[*regrouping_notes(models), *notes, *applying.notes],
+        notes=[*relatives_notes(models), *configuration_notes(setting), *notes, *applying.notes],
     )
 
 

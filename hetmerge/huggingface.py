@@ -20,6 +20,11 @@ from hetmerge.tracing.expr import Leaf, Product
 from hetmerge.weights import tensors_of
 
 _TRIALS = 128
+# Fields (or parts of their names) that do not change what a trained model computes.
+_UNHEARD = (
+    *("token", "drop", "init", "dtype", "version", "architectures", "layer_types", "use_cache"),
+    *("label", "name", "return_dict", "output_", "problem_type", "chunk_size", "tie_", "loss"),
+)
 
 Config = Any  # transformers.PretrainedConfig, which has no types
 Sizes = list[tuple[tuple[int | None, ...], int]]  # sizes in the parents (None: absent), merged size
@@ -103,6 +108,27 @@ def merged_shapes(setting: Setting, widths: Mapping[int, int]) -> dict[str, tupl
         for name, exprs in graph.tensors.items()
     }
     return {**found, **{a: found[b] for a, b in graph.aliases.items() if b in found}}
+
+
+def configuration_notes(setting: Setting) -> list[str]:
+    """Remarks on what the parents' configurations say differently, besides sizes."""
+    parents = [parent.model for parent in setting.parents]
+    if not all(is_pretrained(model) for model in parents):
+        return []
+    fields = [_source(model).to_dict() for model in parents]
+    shown = []
+    for name in fields[0]:
+        values = [known.get(name) for known in fields]
+        sizes = all(_whole(v) or _whole_list(v) for v in values)
+        if sizes or any(word in name for word in _UNHEARD) or all(v == values[0] for v in values):
+            continue
+        shown.append(f"{name} ({', '.join(map(str, values))})")
+    if not shown:
+        return []
+    return [
+        f"the parents' configurations differ in {'; '.join(shown)}: the merged model has those of "
+        f"models[{setting.alignment.base}]"
+    ]
 
 
 def _source(model: nn.Module) -> Config:

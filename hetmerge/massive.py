@@ -28,7 +28,9 @@ def without_massive(
         batches: of tokens, or windows.
     """
     calls = as_calls(models, batches, "segment")
-    networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in enumerate(models)]
+    networks = [
+        Network(m, calls[0], f"models[{i}]", member=i, fold=False) for i, m in enumerate(models)
+    ]
     found = [_massive(network, calls) for network in networks]
     return [_kept(call, [each[b] for each in found]) for b, call in enumerate(calls)]
 

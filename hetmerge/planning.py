@@ -21,13 +21,14 @@ from hetmerge.errors import InputError, PlanError
 from hetmerge.family_sizes import fit_family
 from hetmerge.fingerprint import call_from, call_spec, fingerprint
 from hetmerge.gathering import gather
+from hetmerge.huggingface import configuration_notes
 from hetmerge.lazy import Checkpoint
 from hetmerge.matching import Matcher
 from hetmerge.network import Network
 from hetmerge.options import IN_MEMORY, MATCHES, Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
-from hetmerge.regrouping import regrouped, regrouping_notes
+from hetmerge.relatives import relatives, relatives_notes
 from hetmerge.score_scales import unscaled
 from hetmerge.setting import Setting, build_setting
 from hetmerge.vocabulary import Vocabulary
@@ -267,7 +268,8 @@ def plan_statistics(
             for k, p in partitions.items()
         ],
         notes=(
-            *regrouping_notes(models),
+            *relatives_notes(models),
+            *configuration_notes(setting),
             *_passage_notes(setting),
             *matching.notes,
             *more,
@@ -338,7 +340,7 @@ def setting_of(
                 "(tensor names and shapes must be equal)"
             )
     call = call_from(plan.inputs)
-    parents = enumerate(regrouped(models))
+    parents = enumerate(relatives(models))
     networks = [Network(model, call, f"models[{m}]", member=m) for m, model in parents]
     stages = find_stages(networks, plan.blocks)
     alignment = Alignment(stages, plan.slots, plan.similarities, plan.base)
