@@ -85,27 +85,41 @@ def demo(
     )
 
 
+Polish = Annotated[
+    int | None,
+    typer.Option(
+        "--polish",
+        metavar="STEPS",
+        min=0,
+        show_default=False,
+        help="TRAIN the finished merge for STEPS steps on its parents' outputs (off by default).",
+    ),
+]
+
+
 @app.command()
 def merge(
     config: Annotated[Path, typer.Argument(help="YAML file.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
+    polish: Polish = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Merge the models that CONFIG names, and write the result to the new folder OUT."""
     from hetmerge import merge_command
 
-    merge_command.run(config, out, None if quiet else _console())
+    merge_command.run(config, out, None if quiet else _console(), polish)
 
 
 @app.command()
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML file of a merge.", show_default=False)],
+    polish: Polish = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line only.")] = False,
 ) -> None:
     """Say what merging CONFIG will make and take: shapes, memory, disk, work; reads no weights."""
     from hetmerge import plan_command
 
-    sys.stdout.write(plan_command.run(config, as_json) + "\n")
+    sys.stdout.write(plan_command.run(config, as_json, polish) + "\n")
 
 
 @app.command()

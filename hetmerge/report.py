@@ -50,6 +50,8 @@ class Report:
         exact: the result is the parents' average (or their outputs side by side) by construction.
         replaced: shortcuts that became 1x1 convolutions.
         notes: remarks for the user.
+        polish: of a merged model that was then trained (polished): steps, learning rate, loss, and
+            the loss before and after; None: no gradient step was taken.
         seconds: of the parts that were run.
         scores: who -> name -> value, from :meth:`hetmerge.applying.MergeResult.compare`, or
             perplexity and bits per byte of language models.
@@ -72,6 +74,7 @@ class Report:
     exact: bool
     replaced: list[str]
     notes: list[str]
+    polish: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     sources: list[dict[str, str | None]] = field(default_factory=list)
