@@ -64,7 +64,7 @@ def model_card(report: Report, plan: AlignmentPlan, configuration: str) -> str:
             [who, *(f"{found[n]:.4g}" if n in found else "" for n in names)]
             for who, found in report.scores.items()
         ]
-        parts += ["## Evaluation", "On held-out text:", _table(("", *names), rows)]
+        parts += ["## Evaluation", "On held-out text or tasks:", _table(("", *names), rows)]
     again = f" --polish {polish.steps}" if polish else ""
     parts += [
         "## How to repeat it",
@@ -112,7 +112,7 @@ def _widths(report: Report) -> Iterable[Sequence[str]]:
 
 
 def _versions() -> Iterable[str]:
-    for name in ("hetmerge", "torch", "transformers", "tokenizers"):
+    for name in ("hetmerge", "torch", "transformers", "tokenizers", "lm_eval"):
         try:
             yield f"{name} {version(name)}"
         except PackageNotFoundError:

@@ -123,6 +123,29 @@ def plan(
 
 
 @app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A folder that `hetmerge merge` wrote.")],
+    tasks: Annotated[
+        str, typer.Option(metavar="NAMES", help="Tasks of lm-eval, such as arc_easy,hellaswag.")
+    ],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Examples of each task.", show_default="all")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder with more tasks.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of the models' inputs.")] = 1,
+    device: Annotated[str, typer.Option(help="Where the models run, such as cuda.")] = "cpu",
+) -> None:
+    """Score the model in FOLDER and its parents with lm-eval, and add it to their report."""
+    from hetmerge import evaluate_command
+
+    names = [name for name in tasks.split(",") if name]
+    found = evaluate_command.run(folder, names, limit, include_path, batch_size, device)
+    sys.stdout.write(found + "\n")
+
+
+@app.command()
 def inspect(
     model: Annotated[str, typer.Argument(help="A model folder, or module:function.")],
     shape: Annotated[

@@ -13,7 +13,7 @@ import torch
 from hetmerge.applying import MergeResult, Prepared, prepare
 from hetmerge.casting import cast_model
 from hetmerge.checkpoints import save
-from hetmerge.companions import write_companions
+from hetmerge.companions import CONFIG_COPY, write_companions
 from hetmerge.config import MergeConfig, bytes_of, read_config
 from hetmerge.errors import InputError
 from hetmerge.files import check_new
@@ -44,7 +44,6 @@ if TYPE_CHECKING:
     from rich.console import Console
 
 Model = TypeVar("Model")
-CONFIG_COPY = "hetmerge.yaml"
 
 
 def run(config_path: Path, out: Path, console: "Console | None", polish: int | None = None) -> None:

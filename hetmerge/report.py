@@ -54,7 +54,7 @@ class Report:
             the loss before and after; None: no gradient step was taken.
         seconds: of the parts that were run.
         scores: who -> name -> value, from :meth:`hetmerge.applying.MergeResult.compare`, or
-            perplexity and bits per byte of language models.
+            perplexity and bits per byte of language models, and their scores on tasks.
         sources: per parent, its name, the revision asked for and the hub's commit, where the merge
             was made from a configuration.
         date: of the day the merge was begun, UTC.
@@ -83,6 +83,15 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, body: dict[str, Any]) -> Report:
+        """A report from its plain data; KeyError or TypeError where that is something else."""
+        spaces = [
+            SpaceReport(**{**s, "agreement": s["agreement"] and Agreement(**s["agreement"])})
+            for s in body["spaces"]
+        ]
+        return cls(**{**body, "spaces": spaces})
 
 
 def make_report(
