@@ -12,6 +12,8 @@ from hetmerge.cost import Ledger, Meter, forward_flops, size_of
 from hetmerge.network import Network
 from hetmerge.setting import Setting
 
+LOSS = 6  # values of the size of the outputs: the wanted ones, logarithms, products, gradients
+
 
 @dataclass(frozen=True)
 class PolishCost:
@@ -21,7 +23,7 @@ class PolishCost:
         steps: of Adam.
         parameters: of the merged network.
         state_bytes: its weights, gradients and the two moments of Adam.
-        activation_bytes: of one batch, at most: what the gradients need, or a parent's pass.
+        activation_bytes: of one batch: what gradients and loss need, or a parent's pass.
         flops: of all steps, and of the losses before and after.
     """
 
@@ -72,12 +74,12 @@ def polish_cost(
 
 
 def _graph_bytes(merged: Network, growth: float) -> int:
-    """All values of one batch, which gradients may need, and the wanted outputs."""
+    """All values of one batch, which gradients may need, and what the loss makes of outputs."""
     ledger = Ledger(merged, growth, 1, Meter())
     ledger.hold(merged.nodes.order)
     ledger.compute(merged.graph.outputs)
     ledger.read.clear()
-    return int(ledger.bytes + 2 * sum(ledger.size(name) for name in merged.graph.outputs))
+    return int(ledger.bytes + LOSS * sum(ledger.size(name) for name in merged.graph.outputs))
 
 
 def _pass_bytes(setting: Setting, member: int, growth: float) -> int:
