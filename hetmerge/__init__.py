@@ -33,6 +33,7 @@ if TYPE_CHECKING:
     from hetmerge.partial import PartialModel as PartialModel
     from hetmerge.planning import AlignmentPlan as AlignmentPlan
     from hetmerge.planning import plan as plan
+    from hetmerge.polishing import polish as polish
     from hetmerge.tracing import SpaceGraph as SpaceGraph
     from hetmerge.tracing import trace as trace
 
@@ -53,6 +54,7 @@ _HOMES = {
     "merge_to": "hetmerge.folder_merge",
     "open_checkpoint": "hetmerge.lazy",
     "plan": "hetmerge.planning",
+    "polish": "hetmerge.polishing",
     "save": "hetmerge.checkpoints",
     "trace": "hetmerge.tracing",
 }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -74,6 +74,33 @@ class MergeResult:
         """
         self.report.scores = compare(self, models, evaluate, batches)
         return self.report.scores
+
+    def polish(
+        self,
+        models: Sequence[nn.Module],
+        batches: Iterable[Any],
+        *,
+        steps: int,
+        learning_rate: float | None = None,
+        progress: bool | None = None,
+    ) -> MergeResult:
+        """The result with its model trained for some steps; see :func:`hetmerge.polish`.
+
+        This is training. The report of the new result says so, with the losses before and after;
+        its scores are empty, because they were the untrained model's.
+
+        Args:
+            models: the parents, in order; never modified.
+            batches: calibration inputs.
+            steps, learning_rate: of Adam.
+            progress: show a bar on standard error; None: only on a terminal.
+        """
+        from hetmerge.polishing import RATE, Polish, polished_copy
+
+        settings = Polish(steps, RATE if learning_rate is None else learning_rate)
+        model, done = polished_copy(self.model, models, batches, self.plan, settings, progress)
+        report = replace(self.report, polish=asdict(done), scores={})
+        return replace(self, model=model, report=report)
 
     def save(self, directory: str | Path) -> None:
         """Write model, plan and report to a new directory; see :func:`hetmerge.save`."""

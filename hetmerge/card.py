@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 import yaml
 
+from hetmerge.polishing import Polished
+
 if TYPE_CHECKING:
     from hetmerge.planning import AlignmentPlan
     from hetmerge.report import Report
@@ -33,11 +35,13 @@ def model_card(report: Report, plan: AlignmentPlan, configuration: str) -> str:
     refit = (
         "solved in closed form on the calibration inputs" if options["refit"] else "not refitted"
     )
+    polish = Polished(**report.polish) if report.polish else None
+    trained = f"and then trained: {polish.steps} steps (polish)" if polish else "without training"
     parts = [
         _header(report),
         "# Merged model",
         f"Made by merging {len(report.parameters)} models of different shape into one with "
-        f"hetmerge on {report.date}, without training.",
+        f"hetmerge on {report.date}, {trained}.",
         "## Parents",
         _table(
             ("", "model", "revision", "commit", "class", "parameters", "weight"),
@@ -51,6 +55,7 @@ def model_card(report: Report, plan: AlignmentPlan, configuration: str) -> str:
         f"- parameters: {' + '.join(f'{n:,}' for n in report.parameters)} -> "
         f"{report.merged_parameters:,}",
     ]
+    parts += [f"- polish: {polish}"] if polish else []
     parts += [f"- {note}" for note in report.notes]
     parts += ["## Widths", _table(("space", "parents", "merged"), _widths(report))]
     if report.scores:
@@ -59,10 +64,11 @@ def model_card(report: Report, plan: AlignmentPlan, configuration: str) -> str:
             [who, *(f"{found[n]:.4g}" if n in found else "" for n in names)]
             for who, found in report.scores.items()
         ]
-        parts += ["## Evaluation", "On held-out text:", _table(("", *names), rows)]
+        parts += ["## Evaluation", "On held-out text or tasks:", _table(("", *names), rows)]
+    again = f" --polish {polish.steps}" if polish else ""
     parts += [
         "## How to repeat it",
-        "Save this as `config.yaml` and run `hetmerge merge config.yaml out`:",
+        f"Save this as `config.yaml` and run `hetmerge merge config.yaml out{again}`:",
         f"```yaml\n{configuration.strip()}\n```",
         f"Versions: {', '.join(_versions())}.",
     ]
@@ -106,7 +112,7 @@ def _widths(report: Report) -> Iterable[Sequence[str]]:
 
 
 def _versions() -> Iterable[str]:
-    for name in ("hetmerge", "torch", "transformers", "tokenizers"):
+    for name in ("hetmerge", "torch", "transformers", "tokenizers", "lm_eval"):
         try:
             yield f"{name} {version(name)}"
         except PackageNotFoundError:

@@ -85,27 +85,64 @@ def demo(
     )
 
 
+Polish = Annotated[
+    int | None,
+    typer.Option(
+        "--polish",
+        metavar="STEPS",
+        min=0,
+        show_default=False,
+        help="TRAIN the finished merge for STEPS steps on its parents' outputs (off by default).",
+    ),
+]
+
+
 @app.command()
 def merge(
     config: Annotated[Path, typer.Argument(help="YAML file.", show_default=False)],
     out: Annotated[Path, typer.Argument(help="New folder for the merged model.")],
+    polish: Polish = None,
     quiet: Annotated[bool, typer.Option("--quiet", "-q", help="Print errors only.")] = False,
 ) -> None:
     """Merge the models that CONFIG names, and write the result to the new folder OUT."""
     from hetmerge import merge_command
 
-    merge_command.run(config, out, None if quiet else _console())
+    merge_command.run(config, out, None if quiet else _console(), polish)
 
 
 @app.command()
 def plan(
     config: Annotated[Path, typer.Argument(help="YAML file of a merge.", show_default=False)],
+    polish: Polish = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line only.")] = False,
 ) -> None:
     """Say what merging CONFIG will make and take: shapes, memory, disk, work; reads no weights."""
     from hetmerge import plan_command
 
-    sys.stdout.write(plan_command.run(config, as_json) + "\n")
+    sys.stdout.write(plan_command.run(config, as_json, polish) + "\n")
+
+
+@app.command()
+def evaluate(
+    folder: Annotated[Path, typer.Argument(help="A folder that `hetmerge merge` wrote.")],
+    tasks: Annotated[
+        str, typer.Option(metavar="NAMES", help="Tasks of lm-eval, such as arc_easy,hellaswag.")
+    ],
+    limit: Annotated[
+        int | None, typer.Option(min=1, help="Examples of each task.", show_default="all")
+    ] = None,
+    include_path: Annotated[
+        Path | None, typer.Option(help="Folder with more tasks.", show_default=False)
+    ] = None,
+    batch_size: Annotated[int, typer.Option(min=1, help="Of the models' inputs.")] = 1,
+    device: Annotated[str, typer.Option(help="Where the models run, such as cuda.")] = "cpu",
+) -> None:
+    """Score the model in FOLDER and its parents with lm-eval, and add it to their report."""
+    from hetmerge import evaluate_command
+
+    names = [name for name in tasks.split(",") if name]
+    found = evaluate_command.run(folder, names, limit, include_path, batch_size, device)
+    sys.stdout.write(found + "\n")
 
 
 @app.command()

@@ -11,6 +11,7 @@ from hetmerge.planning import AlignmentPlan
 from hetmerge.reading import Parents
 from hetmerge.report import Report
 
+CARD, CONFIG_COPY = "README.md", "hetmerge.yaml"
 COPIED = ("generation_config.json",)
 FIRST = ("preprocessor_config.json",)
 
@@ -38,7 +39,7 @@ def write_companions(
     elif parents.folders:
         _copy(parents.folders[0], folder, FIRST)
     text = model_card(report, plan, configuration)
-    (folder / "README.md").write_text(text, encoding="utf-8")
+    (folder / CARD).write_text(text, encoding="utf-8")
 
 
 def _copy(source: Path, folder: Path, names: tuple[str, ...]) -> None:

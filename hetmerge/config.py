@@ -205,6 +205,13 @@ class Tokenizer(Section):
     source: Annotated[str, Field(min_length=1)] = "base"
 
 
+class Polishing(Section):
+    """Training of the finished merge on its parents' outputs; 0 steps: none."""
+
+    steps: Annotated[int, Field(ge=0)]
+    learning_rate: Annotated[float, Field(gt=0)] = 1e-4
+
+
 class MergeConfig(Section):
     """A whole configuration file."""
 
@@ -214,6 +221,7 @@ class MergeConfig(Section):
     calibration: Calibration
     evaluation: Evaluation | None = None
     tokenizer: Tokenizer | None = None
+    polish: Polishing | None = None
     dtype: Literal["float64", "float32"] = "float32"
     out_dtype: DType | None = None
     max_shard_size: Annotated[str, BeforeValidator(_size)] = "5GB"
@@ -231,6 +239,11 @@ class MergeConfig(Section):
         names = self.parameters.names
         if names is not None and len(names) != len(self.models):
             raise ValueError(f"parameters.names: expected {len(self.models)}, got {len(names)}")
+        if self.polish and self.polish.steps and self.parameters.stop_at is not None:
+            raise ValueError(
+                "polish: trains a whole merge; behind parameters.stop_at the heads are the "
+                "parents' own, so give one of the two"
+            )
         self._check_tokenizer()
         self._check_held_out()
         return self
@@ -263,8 +276,11 @@ class MergeConfig(Section):
         return [source.parameters.weight for source in self.models]
 
 
-def read_config(path: str | Path) -> MergeConfig:
+def read_config(path: str | Path, polish: int | None = None) -> MergeConfig:
     """Read and check a configuration file.
+
+    Args:
+        polish: steps that take the place of those in the file.
 
     Raises:
         ConfigError: the file cannot be read, is not YAML, or does not fit; names the place.
@@ -277,6 +293,8 @@ def read_config(path: str | Path) -> MergeConfig:
         raise ConfigError(f"{path}: cannot be read ({reason})") from error
     except yaml.YAMLError as error:
         raise ConfigError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
+    if polish is not None and isinstance(data, dict):
+        data["polish"] = {**(data.get("polish") or {}), "steps": polish}
     try:
         return MergeConfig.model_validate(data)
     except ValidationError as error:

@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -17,6 +19,7 @@ from torch import Tensor
 from hetmerge.applying import FITS, MergeResult, Prepared, prepare
 from hetmerge.batches import Call, Joint, as_given
 from hetmerge.calibration import as_calls
+from hetmerge.draft import Draft
 from hetmerge.errors import CheckpointError
 from hetmerge.files import check_new, new_directory, replace_file
 from hetmerge.lazy import Checkpoint, open_checkpoint
@@ -24,10 +27,15 @@ from hetmerge.on_disk import SHARD, Place
 from hetmerge.options import Options
 from hetmerge.page import render
 from hetmerge.planning import AlignmentPlan, plan_statistics, setting_of
+from hetmerge.polishing import Polish, train
+from hetmerge.pretrained import CONFIG
 from hetmerge.progress import Progress
+from hetmerge.shard_writer import JOURNAL
+from hetmerge.sources import load_model
+from hetmerge.teaching import Teacher
 from hetmerge.vocabulary import Vocabulary
 
-RUN, PLAN = "run.json", "plan"
+RUN, PLAN, POLISHED = "run.json", "plan", "polished"
 
 
 def merge_to(
@@ -39,6 +47,7 @@ def merge_to(
     out_dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD,
     vocabulary: Vocabulary | None = None,
+    polish: Polish | None = None,
     prepared: Callable[[AlignmentPlan, Prepared], None] | None = None,
     finished: Callable[[Path, MergeResult], None] | None = None,
     progress: bool | None = None,
@@ -59,6 +68,9 @@ def merge_to(
         shard_bytes: of a file, at most.
         vocabulary: of parents with different tokenizers, which rows of their embeddings and heads
             meet.
+        polish: train the finished merge for some steps, which needs it in memory; see
+            :func:`hetmerge.polish`. None: no training. After a stop the training starts anew, from
+            the finished merge.
         prepared: called with the plan, and what applying it costs, before it is applied.
         finished: called with the folder, still under its other name, to add files.
         progress: show bars on standard error; None: only on a terminal.
@@ -86,20 +98,52 @@ def merge_to(
         result = ready.run(Progress(progress))
         model: Any = result.model
         model.config.save_pretrained(work)
+        result.report.date = json.loads((work / RUN).read_text())["date"]
+        folder = work
+        if polish:
+            folder = _polished(work, ready, result, polish, Progress(progress))
         generation = models[plan.base].folder / "generation_config.json"
         if generation.is_file():
-            shutil.copyfile(generation, work / generation.name)
-        result.report.date = json.loads((work / RUN).read_text())["date"]
+            shutil.copyfile(generation, folder / generation.name)
         if finished:
-            finished(work, result)
+            finished(folder, result)
         text = json.dumps(result.report.to_dict(), indent=1)
-        (work / "report.json").write_text(text + "\n", encoding="utf-8")
-        (work / "report.html").write_text(render(result.report, plan), encoding="utf-8")
-        for name in (RUN, FITS):
-            (work / name).unlink(missing_ok=True)
+        (folder / "report.json").write_text(text + "\n", encoding="utf-8")
+        (folder / "report.html").write_text(render(result.report, plan), encoding="utf-8")
+        for name in (RUN, FITS, JOURNAL):
+            (folder / name).unlink(missing_ok=True)
         check_new(out)
-        work.rename(out)
+        folder.rename(out)
+        if folder != work:
+            shutil.rmtree(work)
     return result
+
+
+def _polished(
+    work: Path, ready: Prepared, result: MergeResult, settings: Polish, progress: Progress
+) -> Path:
+    """Train the finished merge; a folder inside `work` with the trained weights.
+
+    What lies in `work` stays as it is, so that a stop costs the training and nothing else.
+    """
+    began = time.perf_counter()
+    draft = ready.made.network.state
+    assert isinstance(draft, Draft)
+    model = load_model(str(work), draft.dtype)
+    teacher = Teacher(ready.made.projector, ready.calls, ready.plan, ready.refit)
+    result.report.polish = asdict(train(model, teacher, settings, progress))
+    folder = work / POLISHED
+    shutil.rmtree(folder, ignore_errors=True)
+    folder.mkdir()
+    writer, tensors = draft.writer.again(folder), model.state_dict()
+    for name in writer.like:
+        writer.write(name, tensors[name])
+    writer.finish(writer.like)
+    writer.close()
+    shutil.copyfile(work / CONFIG, folder / CONFIG)
+    shutil.copytree(work / PLAN, folder / PLAN)
+    result.report.seconds["polish"] = time.perf_counter() - began
+    return folder
 
 
 def unfinished(out: Path) -> Path:

@@ -24,6 +24,8 @@ from hetmerge.on_disk import stored_type
 from hetmerge.ops.panels import length
 from hetmerge.options import Options
 from hetmerge.partition import Partition
+from hetmerge.polish_cost import PolishCost, polish_cost
+from hetmerge.polishing import Polish
 from hetmerge.relatives import relatives, relatives_notes
 from hetmerge.setting import Setting, build_setting
 from hetmerge.tracing.expr import size
@@ -51,6 +53,7 @@ class Forecast:
         process_bytes: what the process holds before it starts.
         planning_bytes, applying_bytes: what comes on top while moments are gathered and matched,
             and while the merged network is written.
+        polish: of training the finished merge, where that is asked for.
         flops: floating-point operations in all.
         seconds: what they take at the rate of matrix products on this machine.
         notes: remarks.
@@ -72,11 +75,13 @@ class Forecast:
     flops: int
     seconds: float
     notes: list[str]
+    polish: PolishCost | None = None
 
     @property
     def peak_bytes(self) -> int:
         """Of the whole process."""
-        return self.process_bytes + max(self.planning_bytes, self.applying_bytes)
+        training = self.polish.peak_bytes if self.polish else 0
+        return self.process_bytes + max(self.planning_bytes, self.applying_bytes, training)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
@@ -89,6 +94,7 @@ def forecast(
     options: Options,
     out_dtype: torch.dtype | None = None,
     vocabulary: Vocabulary | None = None,
+    polish: Polish | None = None,
 ) -> Forecast:
     """Trace the parents and the result without weights, and walk through the merge with sizes.
 
@@ -97,6 +103,7 @@ def forecast(
     Args:
         models: the parents.
         calls: batches of the shapes that the merge will get; their values do not matter.
+        polish: how the finished merge will be trained.
 
     Raises:
         PlanError: no configuration of the family has the merged sizes.
@@ -123,6 +130,10 @@ def forecast(
     parameters = sum(p.numel() for p in model.parameters())
     planning = _planning_bytes(setting, calls, options)
     single = applying.flops + _planning_flops(setting, calls)
+    trained = None
+    if polish:
+        trained = polish_cost(merged, setting, calls, polish.steps, models[0].state.dtype)
+        single += trained.flops
     origins = [_parents_of(setting, name) for name in setting.skeleton.graph.tensors]
     old, new = base.config.to_dict(), config.to_dict()
     return Forecast(
@@ -146,6 +157,7 @@ def forecast(
         flops=single,
         seconds=single / _rate(),
         notes=[*relatives_notes(models), *configuration_notes(setting), *notes, *applying.notes],
+        polish=trained,
     )
 
 

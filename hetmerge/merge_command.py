@@ -2,7 +2,9 @@
 
 import shutil
 import tempfile
+import time
 from collections.abc import Sequence
+from dataclasses import asdict
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
@@ -11,7 +13,7 @@ import torch
 from hetmerge.applying import MergeResult, Prepared, prepare
 from hetmerge.casting import cast_model
 from hetmerge.checkpoints import save
-from hetmerge.companions import write_companions
+from hetmerge.companions import CONFIG_COPY, write_companions
 from hetmerge.config import MergeConfig, bytes_of, read_config
 from hetmerge.errors import InputError
 from hetmerge.files import check_new
@@ -21,6 +23,8 @@ from hetmerge.lazy import Checkpoint, open_checkpoint
 from hetmerge.massive import without_massive
 from hetmerge.perplexity import score
 from hetmerge.planning import AlignmentPlan, plan_statistics
+from hetmerge.polish_cost import polish_cost
+from hetmerge.polishing import Polished, train
 from hetmerge.progress import Progress
 from hetmerge.reading import (
     Parents,
@@ -30,18 +34,19 @@ from hetmerge.reading import (
     load_parents,
     open_parents,
     options_of,
+    polish_of,
     vocabulary_of,
 )
 from hetmerge.report import Report
+from hetmerge.teaching import Teacher
 
 if TYPE_CHECKING:
     from rich.console import Console
 
 Model = TypeVar("Model")
-CONFIG_COPY = "hetmerge.yaml"
 
 
-def run(config_path: Path, out: Path, console: "Console | None") -> None:
+def run(config_path: Path, out: Path, console: "Console | None", polish: int | None = None) -> None:
     """Do what the configuration says.
 
     Hugging Face directories are read and written tensor by tensor; other parents, and partial
@@ -51,8 +56,9 @@ def run(config_path: Path, out: Path, console: "Console | None") -> None:
         config_path: the YAML file.
         out: folder to write; must not exist, its parent must.
         console: where to print the plan and the report; None prints nothing.
+        polish: steps of training that take the place of the configuration's.
     """
-    config = read_config(config_path)
+    config = read_config(config_path, polish)
     _check(out)
     parents = find_parents(config)
     models = open_parents(config, parents)
@@ -80,7 +86,7 @@ def _merge_on_disk(
     held_out = evaluation_windows(config, parents.language, tokenizer)
 
     def prepared(plan: AlignmentPlan, ready: Prepared) -> None:
-        _show(console, plan, ready)
+        _show(console, plan, ready, config)
 
     def finished(folder: Path, result: MergeResult) -> None:
         result.report.sources = parents.described(config)
@@ -99,6 +105,7 @@ def _merge_on_disk(
         out_dtype=getattr(torch, config.out_dtype) if config.out_dtype else None,
         shard_bytes=bytes_of(config.max_shard_size),
         vocabulary=vocabulary,
+        polish=polish_of(config),
         prepared=prepared,
         finished=finished,
         progress=None if console else False,
@@ -120,8 +127,13 @@ def _merge_in_memory(
         models, batches, vocabulary=vocabulary, progress=progress, **options_of(config)
     )
     ready = prepare(plan, statistics.setting, partitions, statistics.calls)
-    _show(console, plan, ready)
+    _show(console, plan, ready, config)
     result = ready.run(Progress(progress))
+    if polish := polish_of(config):
+        began = time.perf_counter()
+        teacher = Teacher(ready.made.projector, ready.calls, plan, ready.refit)
+        result.report.polish = asdict(train(result.model, teacher, polish, Progress(progress)))
+        result.report.seconds["polish"] = time.perf_counter() - began
     if config.out_dtype:
         cast_model(result.model, getattr(torch, config.out_dtype))
     result.report.sources = parents.described(config)
@@ -131,9 +143,16 @@ def _merge_in_memory(
     return result
 
 
-def _show(console: "Console | None", plan: AlignmentPlan, ready: Prepared) -> None:
+def _show(
+    console: "Console | None", plan: AlignmentPlan, ready: Prepared, config: MergeConfig
+) -> None:
     if console:
         text = f"{plan.summary()}\n{ready.cost.summary()}"
+        if polish := polish_of(config):
+            network, setting = ready.made.network, ready.made.projector.setting
+            dtype = getattr(torch, config.dtype)
+            cost = polish_cost(network, setting, ready.calls, polish.steps, dtype)
+            text += f"\n{cost.summary()}"
         console.print(text, markup=False, highlight=False, soft_wrap=True)
 
 
@@ -183,6 +202,8 @@ def _print_report(console: "Console", report: Report) -> None:
         lines["refit"] = (
             f"{len(report.fits)} layer groups; mean variance explained {before:.3f} -> {after:.3f}"
         )
+    if report.polish:
+        lines["polish (training)"] = str(Polished(**report.polish))
     if report.left_out:
         lines["left as it was"] = "; ".join(f"{k}: {v}" for k, v in report.left_out.items())
     for who, scores in report.scores.items():

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from hetmerge.agreement import BINS, sentence
 from hetmerge.pictures import agreement_figure, cka_figure, fits_figure, svg
+from hetmerge.polishing import Polished
 
 if TYPE_CHECKING:
     from hetmerge.planning import AlignmentPlan
@@ -66,6 +67,9 @@ def render(report: Report, plan: AlignmentPlan) -> str:
     if report.fits:
         fits = [(_short(fit["layers"]), fit["before"], fit["after"]) for fit in report.fits]
         parts += ["<h2>Refit</h2>", svg(fits_figure(fits))]
+    if report.polish:
+        text = escape(str(Polished(**report.polish)))
+        parts += ["<h2>Polish (training)</h2>", f"<p>The merged model was {text}.</p>"]
     if report.left_out:
         parts += ["<p>Not refitted:</p>", _table(("layer", "why"), report.left_out.items())]
     if report.notes:

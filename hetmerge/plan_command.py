@@ -17,7 +17,7 @@ from hetmerge.forecast import Forecast, forecast
 from hetmerge.inputs import TEXT_BATCH, array_batches
 from hetmerge.memory import total
 from hetmerge.options import Options
-from hetmerge.reading import find_parents, open_parents, options_of, vocabulary_of
+from hetmerge.reading import find_parents, open_parents, options_of, polish_of, vocabulary_of
 from hetmerge.windows import evenly
 
 if TYPE_CHECKING:
@@ -26,14 +26,17 @@ if TYPE_CHECKING:
 SHOWN = 12  # widths in the table
 
 
-def run(config_path: Path, as_json: bool) -> str:
+def run(config_path: Path, as_json: bool, polish: int | None = None) -> str:
     """What to print: the forecast for a person, or one line of JSON.
+
+    Args:
+        polish: steps of training that take the place of the configuration's.
 
     Raises:
         ConfigError, InputError, CheckpointError, PlanError: whatever `hetmerge merge` would stop at
             before it reads weights.
     """
-    config = read_config(config_path)
+    config = read_config(config_path, polish)
     parents = find_parents(config)
     models = open_parents(config, parents)
     if models is None:
@@ -45,7 +48,8 @@ def run(config_path: Path, as_json: bool) -> str:
     vocabulary, _ = vocabulary_of(parents.language, [model.module for model in models])
     calls = _calls(config, models, parents.language is not None and not parents.language.shared)
     dtype = getattr(torch, config.out_dtype) if config.out_dtype else None
-    found = forecast(models, calls, Options.make(options_of(config)), dtype, vocabulary)
+    options = Options.make(options_of(config))
+    found = forecast(models, calls, options, dtype, vocabulary, polish_of(config))
     return json.dumps(found.to_dict()) if as_json else _text(found, config)
 
 
@@ -96,17 +100,21 @@ def _text(found: Forecast, config: MergeConfig) -> str:
         f"disk: {size_of(found.bytes)} as {found.dtype} in about {shards} file(s); "
         f"{size_of(free)} free here"
     )
+    trained = f", polish {size_of(found.polish.peak_bytes)}" if found.polish else ""
     lines.append(
         f"memory: peak {size_of(found.peak_bytes)} (planning {size_of(found.planning_bytes)}, "
-        f"applying {size_of(found.applying_bytes)}, over {size_of(found.process_bytes)} of the "
-        f"process); this machine has {size_of(total())}; no GPU memory is used"
+        f"applying {size_of(found.applying_bytes)}{trained}, over "
+        f"{size_of(found.process_bytes)} of the process); this machine has "
+        f"{size_of(total())}; no GPU memory is used"
     )
     lines.append(
         f"work: {found.flops / 1e12:,.1f} TFLOP, {_duration(found.seconds)} at this machine's rate "
         "of matrix products; matching and reading come on top"
     )
+    if found.polish:
+        lines.append(f"{found.polish.summary()}; the disk holds the result twice meanwhile")
     problems = []
-    if found.bytes > free:
+    if found.bytes * (2 if found.polish else 1) > free:
         problems.append("the disk is too small for the result")
     if found.peak_bytes > total() > 0:
         problems.append("the memory is too small; use fewer calibration tokens or a smaller width")

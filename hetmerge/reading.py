@@ -18,6 +18,7 @@ from hetmerge.language import Language, read_language
 from hetmerge.lazy import Checkpoint, NeedsMemory, open_checkpoint
 from hetmerge.options import IN_MEMORY
 from hetmerge.perplexity import is_causal
+from hetmerge.polishing import Polish
 from hetmerge.pretrained import architecture_of, is_huggingface
 from hetmerge.sources import check_source, load_model
 from hetmerge.texts import text_of
@@ -107,6 +108,12 @@ def options_of(config: MergeConfig) -> dict[str, Any]:
         "match": config.merge_method,
         "weights": config.weights,
     }
+
+
+def polish_of(config: MergeConfig) -> Polish | None:
+    """How the result is trained; None where it is not."""
+    found = config.polish
+    return Polish(found.steps, found.learning_rate) if found and found.steps else None
 
 
 def vocabulary_of(

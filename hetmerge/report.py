@@ -50,9 +50,11 @@ class Report:
         exact: the result is the parents' average (or their outputs side by side) by construction.
         replaced: shortcuts that became 1x1 convolutions.
         notes: remarks for the user.
+        polish: of a merged model that was then trained (polished): steps, learning rate, loss, and
+            the loss before and after; None: no gradient step was taken.
         seconds: of the parts that were run.
         scores: who -> name -> value, from :meth:`hetmerge.applying.MergeResult.compare`, or
-            perplexity and bits per byte of language models.
+            perplexity and bits per byte of language models, and their scores on tasks.
         sources: per parent, its name, the revision asked for and the hub's commit, where the merge
             was made from a configuration.
         date: of the day the merge was begun, UTC.
@@ -72,6 +74,7 @@ class Report:
     exact: bool
     replaced: list[str]
     notes: list[str]
+    polish: dict[str, Any] | None = None
     seconds: dict[str, float] = field(default_factory=dict)
     scores: dict[str, dict[str, float]] = field(default_factory=dict)
     sources: list[dict[str, str | None]] = field(default_factory=list)
@@ -80,6 +83,15 @@ class Report:
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
         return asdict(self)
+
+    @classmethod
+    def from_dict(cls, body: dict[str, Any]) -> Report:
+        """A report from its plain data; KeyError or TypeError where that is something else."""
+        spaces = [
+            SpaceReport(**{**s, "agreement": s["agreement"] and Agreement(**s["agreement"])})
+            for s in body["spaces"]
+        ]
+        return cls(**{**body, "spaces": spaces})
 
 
 def make_report(

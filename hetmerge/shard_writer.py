@@ -38,7 +38,7 @@ class ShardWriter:
     """
 
     def __init__(self, folder: Path, like: Mapping[str, Tensor], limit: int) -> None:
-        self.folder, self.like = folder, dict(like)
+        self.folder, self.like, self.limit = folder, dict(like), limit
         self.files = _assign(self.like, limit)
         self.places: dict[str, Stored] = {}
         self._check_space()
@@ -82,7 +82,7 @@ class ShardWriter:
         self.finished.update(found)
 
     def close(self) -> None:
-        """Write the index and remove the journal; every tensor must be finished."""
+        """Write the index; every tensor must be finished. The journal stays until all is done."""
         missing = [name for name in self.like if name not in self.finished]
         assert not missing, missing[:3]
         if len(self.files) > 1:
@@ -90,7 +90,10 @@ class ShardWriter:
             total = sum(place.stop - place.start for place in self.places.values())
             body = {"metadata": {"total_size": total}, "weight_map": dict(sorted(table.items()))}
             (self.folder / INDEX).write_text(json.dumps(body, indent=2) + "\n", encoding="utf-8")
-        (self.folder / JOURNAL).unlink(missing_ok=True)
+
+    def again(self, folder: Path) -> ShardWriter:
+        """A writer of the same files in another folder."""
+        return ShardWriter(folder, self.like, self.limit)
 
     def _check_space(self) -> None:
         free = shutil.disk_usage(self.folder).free

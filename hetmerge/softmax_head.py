@@ -103,7 +103,8 @@ def mixture(
     shares = torch.stack([share for _, share in found])
     if head == "bayes":
         shares = shares.softmax(0).clamp_min(FLOOR)
-        shares = torch.where(torch.tensor(weights).reshape(-1, 1, 1) > 0, shares, 0.0)
+        known = torch.tensor(weights, device=shares.device).reshape(-1, 1, 1) > 0
+        shares = torch.where(known, shares, 0.0)
         shares = (shares / shares.sum(0)).log()
     logs = torch.stack([rows for rows, _ in found])
     return (logs + shares).logsumexp(0).exp()

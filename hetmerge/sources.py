@@ -35,7 +35,7 @@ def load_model(
         return load_factory(name).to(dtype).eval()
     path = fetch(find(name))
     check_source(path)
-    _be_silent()
+    be_silent()
     if (path / BUILD).is_file() or not is_huggingface(path):
         return hm.load(path).to(dtype).eval()
     return load_pretrained(path, remote_code).to(dtype).eval()
@@ -69,7 +69,7 @@ def load_factory(name: str) -> nn.Module:
     return model
 
 
-def _be_silent() -> None:
+def be_silent() -> None:
     """Keep transformers' loading bars out of the one line per error on stderr."""
     try:
         from transformers.utils import logging

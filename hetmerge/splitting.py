@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch.fx import Node
 from hetmerge.alignment import Alignment
 from hetmerge.cutting import Cut
 from hetmerge.errors import PlanError
+from hetmerge.joining import join
 from hetmerge.leastsquares import Normal, generator_of, pick, sample_positions
 from hetmerge.network import Network
 from hetmerge.ops.operand import columns_last, constant
@@ -25,10 +26,7 @@ from hetmerge.refit import Fitter
 from hetmerge.resizing import set_tensors
 from hetmerge.setting import build_setting
 from hetmerge.systems import MOST_ROWS, RIDGE
-from hetmerge.targets import scale_of
 from hetmerge.tracing import export
-from hetmerge.tracing.expr import Leaf
-from hetmerge.vocabulary import vocabulary_spaces
 
 
 def split(
@@ -63,7 +61,8 @@ def split(
         tensors.update({f"{place}.rest.model.{k}": value for k, value in rest.tensors.items()})
         flags = setting.parents[m].source_parameters.items()
         trainable.update({f"{place}.rest.model.{k}": flag for k, flag in flags})
-    joins = [_join(projector, node, fitter) for node in setting.skeleton.graph.outputs]
+    places = range(len(setting.skeleton.graph.outputs))
+    joins = [join(projector, i, _values(fitter, i)) for i in places]
     program["joins"] = [spec for spec, _ in joins]
     for i, (_, found) in enumerate(joins):
         tensors.update({f"joins.{i}.{name}": value for name, value in found.items()})
@@ -172,43 +171,14 @@ def _refitted(
     return mine
 
 
-def _join(
-    projector: Projector, node: str, fitter: Fitter | None
-) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """How one output of all heads becomes the merged one: description and tensors."""
-    setting, parents = projector.setting, range(len(projector.setting.parents))
-    exprs = setting.skeleton.graph.values[node]
-    found = [[projector.labels(expr, m) for m in parents] for expr in exprs]
-    apart = [d for d, labels in enumerate(found) if not _same(labels)]
-    if len(apart) > 1:
-        raise PlanError(
-            f"stop_at: output {node!r} is put together along {len(apart)} axes; allowed: one"
-        )
-    dim = apart[0] if apart else len(exprs) - 1
-    width = found[dim][0][1]
-    index = torch.zeros(len(parents), width, dtype=torch.int64)
-    factor = torch.zeros(len(parents), width, dtype=torch.float64)
-    for m, (labels, _) in enumerate(found[dim]):
-        kept = (labels >= 0).nonzero().flatten()  # a vocabulary may lack some of a parent's tokens
-        index[m, labels[kept]] = kept
-        factor[m, labels[kept]] = projector.weights[m]
-    mass = factor.sum(0)
-    like = next(iter(setting.parents[0].state.values()))
-    spec = {"dim": dim, "width": width, "heads": len(parents)}
-    tensors = {"index": index, "factor": (factor / mass.where(mass > 0, 1.0)).to(like.dtype)}
-    leaf = exprs[dim]
-    tokens = isinstance(leaf, Leaf) and leaf.space in vocabulary_spaces(setting.skeleton)
-    if fitter is not None and apart and not tokens:
-        place = setting.skeleton.graph.outputs.index(node)
-        scales = [
-            scale_of(walker.value(parent.graph.outputs[place]))
-            for walker, parent in zip(fitter.parents, setting.parents, strict=True)
-        ]
-        for name, values in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
-            tensors[name] = torch.tensor(values, dtype=torch.float64).to(like.dtype)
-    return {**spec, "dtype": str(like.dtype).removeprefix("torch.")}, tensors
+def _values(fitter: Fitter | None, place: int) -> Callable[[int], list[Tensor]] | None:
+    """Per parent, its values of one output, where they can be standardised by them."""
+    if fitter is None:
+        return None
+    parents = list(zip(fitter.parents, fitter.setting.parents, strict=True))
 
+    def of(member: int) -> list[Tensor]:
+        walker, parent = parents[member]
+        return walker.value(parent.graph.outputs[place])
 
-def _same(labels: Sequence[tuple[Tensor, int]]) -> bool:
-    """Every parent's elements are the merged ones, in order."""
-    return all(torch.equal(found, torch.arange(width)) for found, width in labels)
+    return of

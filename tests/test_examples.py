@@ -19,6 +19,7 @@ CHANCE = 0.1  # of ten digits
         ("many_parents", 0.6),
         ("partial_merge", 0.8),
         ("choose_width", 0.8),
+        ("polish", 0.8),
     ],
 )
 def test_example(

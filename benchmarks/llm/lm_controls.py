@@ -1,9 +1,8 @@
-"""What a merge must be compared with: one parent's body under a fitted head, and distillation."""
+"""What a merge must be compared with: one parent's body under a fitted head."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from copy import deepcopy
 
 import torch
 from lm_measure import Predictor
@@ -12,8 +11,6 @@ from torch import Tensor, nn
 from hetmerge.softmax_head import fit_head, mixture
 
 HEAD_RIDGE = 1e-3
-RATE = 1e-3
-BATCH = 32
 
 
 def features(model: nn.Module, ids: Tensor, blocks: bool) -> Tensor:
@@ -62,28 +59,3 @@ def _ridge(inputs: Sequence[Tensor], targets: Sequence[Tensor]) -> Tensor:
     gram = x.T @ x
     gram.diagonal().add_(HEAD_RIDGE * gram.diagonal().mean())
     return torch.linalg.solve(gram, x.T @ torch.cat(list(targets)).double())
-
-
-def distilled(
-    student: nn.Module,
-    models: Sequence[nn.Module],
-    batches: Sequence[Tensor],
-    head: str,
-    steps: int,
-) -> nn.Module:
-    """A copy of the student trained for some Adam steps on the parents' mixed probabilities."""
-    shares = [1 / len(models)] * len(models)
-    student = deepcopy(student).requires_grad_(True)
-    optimizer = torch.optim.Adam(student.parameters(), RATE)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, RATE, steps, pct_start=0.1)
-    for step in range(steps):
-        ids = batches[step % len(batches)]
-        logits = {i: _logits(m, ids) for i, m in enumerate(models)}
-        wanted = mixture(head, ((), {"input_ids": ids}), logits, shares)
-        found = student(input_ids=ids).logits.flatten(0, 1).log_softmax(-1)
-        loss = -(wanted * found).sum(-1).mean()
-        optimizer.zero_grad()
-        loss.backward()
-        optimizer.step()
-        schedule.step()
-    return student.eval()

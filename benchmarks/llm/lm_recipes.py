@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from functools import cache, partial
 
 import torch
-from lm_controls import body_and_head, distilled
+from lm_controls import body_and_head
 from lm_data import DOMAINS, windows
 from lm_measure import BATCH, Bits, Predictor, alone, bits, count_of, mixed
 from lm_models import load
@@ -21,6 +21,7 @@ from hetmerge.random_half import random_half
 MATCHES = ("permute", "zip", "select", "pca")
 WIDTHS = (1.25, 1.5)
 STEPS = 64  # of a short distillation
+RATE = 1e-3  # of its Adam
 RIDGE = 1e-4
 
 
@@ -142,6 +143,15 @@ def distil(bench: Bench, start: str) -> Made:
     """Training after all, for comparison: on the calibration text, from a parent or the merge."""
     nets = {"A": bench.models[0], "B": bench.models[1]}
     student = nets.get(start) or merge(bench, "pca").net
+    plan = bench.plan("pca", "max")[0].with_options(head=bench.head)
     began = time.perf_counter()
-    net = distilled(student, bench.models, bench.batches, bench.head, STEPS)
+    net = hm.polish(
+        student,
+        bench.models,
+        bench.calls,
+        steps=STEPS,
+        plan=plan,
+        learning_rate=RATE,
+        progress=False,
+    )
     return Made(alone(net), count_of(net), time.perf_counter() - began, net)

@@ -80,6 +80,19 @@ def project(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
+@pytest.fixture
+def language(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder with two small Llamas, their tokenizers and a text; also the cwd."""
+    from . import small_llamas as llamas
+
+    monkeypatch.chdir(tmp_path)
+    for name, shape in llamas.SHAPES.items():
+        llamas.write_model(tmp_path / name, *shape)
+        llamas.write_tokenizer(tmp_path / name, llamas.TEXT)
+    (tmp_path / "text.txt").write_text(llamas.TEXT)
+    return tmp_path
+
+
 def write_config(path: Path, **changes: object) -> Path:
     config: dict[str, object] = {
         "models": [

@@ -8,7 +8,7 @@ import torch
 
 import hetmerge as hm
 from hetmerge import merge_command
-from hetmerge.merge_command import CONFIG_COPY
+from hetmerge.companions import CONFIG_COPY
 
 from .conftest import Finished, write_config
 

@@ -55,6 +55,14 @@ def test_self_merge_keeps_the_function(match, parents, images) -> None:
     assert gap(run(result.model, images[0]), run(a, images[0])) < EXACT
 
 
+def test_outputs_that_all_parents_have_are_not_scaled(parents, images) -> None:
+    """In whatever order they stand; as refit treats those of a whole merge."""
+    labels = [["a", "b", "c", "d", "e"], ["e", "d", "c", "b", "a"]]
+    result = hm.merge(parents, images, stop_at=3, labels=labels, progress=False)
+    each = [run(result.model, images[0], head=name) for name in ("parent0", "parent1")]
+    assert gap(run(result.model, images[0]), (each[0] + each[1].flip(1)) / 2) < EXACT
+
+
 def test_heads_refit_towards_their_parent(parents, images) -> None:
     """Behind the cut every head answers more like its parent once it is solved for the trunk."""
     errors = {}

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import pytest
 import torch
+from disguise import disguised
 from torch import nn
 
 import hetmerge as hm
-from hetmerge.tracing.expr import Product
 
 sys.path.insert(0, str(Path(__file__).parents[1] / "merging"))
 tf = pytest.importorskip("transformers")
@@ -53,32 +53,6 @@ def original(family: str) -> nn.Module:
 
 def batches() -> list[dict[str, torch.Tensor]]:
     return [{"input_ids": batch["input_ids"]} for batch in hf.tokens()]
-
-
-def disguised(model: nn.Module) -> nn.Module:
-    """Every space that zip and permute match by activations in another order.
-
-    The heads inside a group of grouped-query attention are out: they meet by position (match="pca"
-    keeps them whole). Inside heads one order holds for all of them.
-    """
-    graph = hm.trace(model, (), batches()[0])
-    inside = {
-        expr.parts[1].space
-        for exprs in graph.tensors.values()
-        for expr in exprs
-        if isinstance(expr, Product) and len(expr.parts) > 2
-    }
-    random = torch.Generator().manual_seed(4)
-    orders = {}
-    for space in graph.spaces:
-        if space.free and space.index not in inside:
-            sizes = [graph.spaces[k].size for k in space.structure]
-            order = torch.randperm(space.size, generator=random)
-            orders[space.index] = order.expand(*sizes, -1)
-    assert orders
-    other = copy.deepcopy(model)
-    other.load_state_dict(graph.permute(dict(model.state_dict()), orders))
-    return other
 
 
 def deepened(model: nn.Module, family: str) -> nn.Module:
@@ -145,7 +119,7 @@ def difference(merged: nn.Module, model: nn.Module) -> float:
 @pytest.mark.parametrize("match", ["permute", "zip"])
 def test_disguise(family: str, match: str) -> None:
     model = original(family)
-    other = disguised(model)
+    other = disguised(model, batches()[0])
     assert difference(other, model) < TOLERANCE[family]
     result = hm.merge([model, other], batches(), match=match, refit=False, progress=False)
     assert difference(result.model, model) < TOLERANCE[family]

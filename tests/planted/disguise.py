@@ -1,0 +1,37 @@
+"""The same function in other weights."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor, nn
+
+import hetmerge as hm
+from hetmerge.tracing.expr import Product
+
+
+def disguised(model: nn.Module, inputs: dict[str, Tensor]) -> nn.Module:
+    """Every space that zip and permute match by activations in another order.
+
+    The heads inside a group of grouped-query attention are out: they meet by position (match="pca"
+    keeps them whole). Inside heads one order holds for all of them.
+    """
+    graph = hm.trace(model, (), inputs)
+    inside = {
+        expr.parts[1].space
+        for exprs in graph.tensors.values()
+        for expr in exprs
+        if isinstance(expr, Product) and len(expr.parts) > 2
+    }
+    random = torch.Generator().manual_seed(4)
+    orders = {}
+    for space in graph.spaces:
+        if space.free and space.index not in inside:
+            sizes = [graph.spaces[k].size for k in space.structure]
+            order = torch.randperm(space.size, generator=random)
+            orders[space.index] = order.expand(*sizes, -1)
+    assert orders
+    other = copy.deepcopy(model)
+    other.load_state_dict(graph.permute(dict(model.state_dict()), orders))
+    return other
