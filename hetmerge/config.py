@@ -9,7 +9,7 @@ import yaml
 from pydantic import BaseModel, BeforeValidator, ConfigDict, Field, ValidationError, model_validator
 
 from hetmerge.errors import ConfigError
-from hetmerge.widths import BUDGETS, is_budget
+from hetmerge.widths import BUDGETS, is_architecture, is_budget
 
 Positive = Annotated[int, Field(gt=0)]
 TEXT_FILES = (".txt", ".jsonl")
@@ -45,6 +45,15 @@ def _budget(value: Any) -> Any:
     raise ValueError(
         f"expected a mapping of one of {', '.join(BUDGETS)} to a number above 0, "
         f"got {_shown(value)}"
+    )
+
+
+def _architecture(value: Any) -> Any:
+    if value is None or is_architecture(value):
+        return value
+    raise ValueError(
+        "expected names of whole numbers in a configuration with their values, such as "
+        f"{{hidden_size: 2048}}, got {_shown(value)}"
     )
 
 
@@ -115,6 +124,7 @@ class MergeParameters(Section):
     beta: Annotated[float, Field(ge=0)] = 1.0
     width: Annotated[Any, BeforeValidator(_width)] = "max"
     budget: Annotated[Any, BeforeValidator(_budget)] = None
+    architecture: Annotated[Any, BeforeValidator(_architecture)] = None
     refit: bool = True
     ridge: Literal["auto"] | Annotated[float, Field(gt=0)] = 0.01
     head: Literal["ridge", "kl", "bayes"] = "ridge"
@@ -128,6 +138,8 @@ class MergeParameters(Section):
     def _one_dial(self) -> "MergeParameters":
         if self.budget is not None and self.width != "max":
             raise ValueError("give 'budget' or 'width', not both: a budget chooses the widths")
+        if self.architecture is not None and (self.budget is not None or self.width != "max"):
+            raise ValueError("give 'architecture' alone: it decides the widths")
         return self
 
 

@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from hetmerge.alignment import align_by_position
+from hetmerge.architecture import check_reached, target_of, widths_of
 from hetmerge.batches import Call, positions
 from hetmerge.calibration import Statistics
 from hetmerge.cost import Ledger, Meter, estimate, forward_flops
@@ -116,9 +117,14 @@ def forecast(
     alignment = align_by_position(networks)
     setting = build_setting(networks, alignment, calls[0])
     nothing = Statistics({}, {}, {}, {}, {}, {}, {}, 0, setting, tuple(calls), vocabulary)
+    target = target_of(setting, options.architecture) if options.architecture else None
+    if target:
+        options = replace(options, architecture=None, width=widths_of(setting, target))
     matched = _Sizes(nothing, replace(options, importance="weights")).match(options.width)
     partitions, notes = fit_family(setting, matched.partitions)
     widths = {k: partition.width for k, partition in partitions.items()}
+    if target:
+        check_reached(setting, target, widths)
     base: Any = setting.skeleton.model
     config = merged_config(setting, widths)
     model = empty(type(base), config)

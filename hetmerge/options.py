@@ -16,7 +16,7 @@ from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
 from hetmerge.softmax_head import HEADS
 from hetmerge.systems import RIDGE
-from hetmerge.widths import Width, check_budget
+from hetmerge.widths import Width, check_architecture, check_budget
 
 IN_MEMORY = ("auto",)  # ways of matching that look at the parents as a whole
 MATCHES = ("auto", "zip", "permute", "select", "pca", "identity")
@@ -48,6 +48,8 @@ class Options:
         width: "max", "union", a factor of the widest parent, or a dict of space name -> choice.
         budget: {"parameters": most} or {"flops": most per input}: choose every width so that least
             is lost within it; None: as `width` says.
+        architecture: numbers of the merged configuration (transformers models), such as
+            {"hidden_size": 2048}, which decide every width; what is not named is the base parent's.
         weights: one per parent; default equal.
         refit: solve every layer in closed form on the calibration inputs.
         ridge: of refit, relative to the mean square of a layer's inputs: "auto" (each layer's own,
@@ -74,6 +76,7 @@ class Options:
     beta: float = 1.0
     width: Width = "max"
     budget: dict[str, float] | None = None
+    architecture: dict[str, int] | None = None
     weights: list[float] | None = None
     refit: bool = True
     ridge: float | str = RIDGE
@@ -97,6 +100,7 @@ class Options:
                 f"head: got {self.head!r} for outputs that stand side by side; allowed: 'ridge'"
             )
         check_budget(self.budget, self.width)
+        check_architecture(self.architecture, self.width, self.budget)
         for name in ("alpha", "beta"):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, (int, float)):
@@ -168,7 +172,7 @@ class Options:
             values["labels"] = _names(values["labels"])
         if values.get("weights") is not None:
             values["weights"] = _numbers(values["weights"])
-        for name in ("width", "budget"):
+        for name in ("width", "budget", "architecture"):
             if isinstance(values.get(name), Mapping):
                 values[name] = dict(values[name])
         return cls(**values)

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from hetmerge.agreement import Agreement
 from hetmerge.alignment import Alignment, find_stages
+from hetmerge.architecture import check_reached, target_of, widths_of
 from hetmerge.batches import Call
 from hetmerge.calibration import Statistics, align_parents, all_calls, as_calls, check_models
 from hetmerge.choosing import choose
@@ -231,7 +232,10 @@ def plan_statistics(
     bar = Progress(progress)
     statistics = align_parents(models, calls, chosen.depth, blocks, bar)
     statistics = replace(statistics, vocabulary=vocabulary)
-    setting = statistics.setting
+    setting, target = statistics.setting, None
+    if chosen.architecture:
+        target = target_of(setting, chosen.architecture)
+        chosen = replace(chosen, architecture=None, width=widths_of(setting, target))
     within = chosen.match != "permute" or chosen.budget is not None
     parts = gather(setting, calls, bar, within, whole=chosen.match == "pca")
     trials: dict[str, float] = {}
@@ -246,6 +250,8 @@ def plan_statistics(
             matching = match_within(statistics, chosen)
     find_cut(setting, chosen.stop_at)
     partitions, more = fit_family(setting, matching.partitions)
+    if target:
+        check_reached(setting, target, {k: p.width for k, p in partitions.items()})
     spaces = setting.skeleton.graph.spaces
     found = AlignmentPlan(
         options=chosen,

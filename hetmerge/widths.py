@@ -69,6 +69,35 @@ def check_budget(budget: object, width: Width) -> None:
         )
 
 
+def check_architecture(architecture: object, width: Width, budget: object) -> None:
+    """Numbers by name, and no other dial beside them.
+
+    Raises:
+        InputError: it is something else.
+    """
+    if architecture is None:
+        return
+    if not is_architecture(architecture):
+        raise InputError(
+            f"architecture: got {architecture!r}; allowed: names of whole numbers in a "
+            "configuration with their values, such as {'hidden_size': 2048}"
+        )
+    if width != "max" or budget is not None:
+        raise InputError(
+            f"architecture: got {architecture!r} beside width={width!r}, budget={budget!r}; "
+            "allowed: one of them"
+        )
+
+
+def is_architecture(value: object) -> bool:
+    """Names with whole numbers above 0."""
+    return (
+        isinstance(value, Mapping)
+        and bool(value)
+        and all(isinstance(k, str) and type(v) is int and v > 0 for k, v in value.items())
+    )
+
+
 def is_budget(value: object) -> bool:
     """One of `BUDGETS` with a finite number above 0."""
     if not isinstance(value, Mapping) or len(value) != 1:

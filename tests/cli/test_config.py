@@ -73,6 +73,11 @@ def test_unknown_keys_name_the_nearest(
         ({"parameters": {"width": {}}}, "parameters.width: expected 'max', 'union'"),
         ({"parameters": {"budget": 9}}, "parameters.budget: expected a mapping of one of"),
         ({"parameters": {"budget": {"bytes": 9}}}, "parameters.budget: expected a mapping of one"),
+        ({"parameters": {"architecture": 9}}, "parameters.architecture: expected names of whole"),
+        (
+            {"parameters": {"architecture": {"hidden_size": 9}, "width": 2}},
+            "parameters: give 'architecture' alone",
+        ),
         (
             {"parameters": {"budget": {"flops": 9.0}, "width": "union"}},
             "parameters: give 'budget' or 'width', not both",
@@ -157,6 +162,12 @@ def test_keys_of_language_models(tmp_path: Path) -> None:
     assert not plain.calibration.exclude_massive
     sizes = [bytes_of(size) for size in ("5GB", "500MB", "2 kb", "1KiB")]
     assert sizes == [5 * 10**9, 5 * 10**8, 2000, 1024]
+
+
+def test_architecture(tmp_path: Path) -> None:
+    fields = {"hidden_size": 64, "num_attention_heads": 4}
+    config = read_config(written(tmp_path, {**GOOD, "parameters": {"architecture": fields}}))
+    assert config.parameters.architecture == fields
 
 
 def test_budget(tmp_path: Path) -> None:
