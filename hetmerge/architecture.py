@@ -48,10 +48,9 @@ def target_of(setting: Setting, fields: Mapping[str, int]) -> Target:
             f"architecture: got {dict(fields)} for a {kind}; allowed for transformers models "
             "(give width= instead)"
         )
-    known = base.config.to_dict()
-    numbers = [k for k, v in known.items() if type(v) is int]
+    numbers = [k for k, v in base.config.to_dict().items() if type(v) is int]
     for name in fields:
-        if name not in numbers and (name not in known or known[name] is not None):
+        if name not in numbers:
             raise PlanError(
                 f"architecture: {name!r} is no whole number of a {kind}'s configuration; allowed: "
                 f"{', '.join(numbers)}"

@@ -21,7 +21,7 @@ tf = pytest.importorskip("transformers")
         ("llama", {"match": "zip", "width": {"model.layers.0.mlp.gate_proj": 0.5}}),
         ("heads", {"match": "zip", "width": 1.5}),
         ("llama", {"match": "pca", "importance": "weights"}),
-        ("gpt2", {"architecture": {"n_embd": 32, "n_head": 4, "n_inner": 100}}),
+        ("gpt2", {"architecture": {"n_embd": 32, "n_head": 4}}),
         ("gpt2", {"match": "permute"}),
         ("vit", {"match": "select", "importance": "weights", "refit": False}),
     ],
