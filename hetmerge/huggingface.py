@@ -20,6 +20,7 @@ from hetmerge.tracing.expr import Leaf, Product
 from hetmerge.weights import tensors_of
 
 _TRIALS = 128
+HEAD_SIZE = "head_dim"
 # Fields (or parts of their names) that do not change what a trained model computes.
 _UNHEARD = (
     *("token", "drop", "init", "dtype", "version", "architectures", "layer_types", "use_cache"),
@@ -86,7 +87,10 @@ def _fields(setting: Setting, widths: Mapping[int, int]) -> dict[str, list[Any]]
         name: _candidates(value, [config.get(name) for config in configs], sizes)
         for name, value in values.items()
     }
-    return {name: found for name, found in fields.items() if found != [values[name]]}
+    if HEAD_SIZE not in values:  # read by some classes that do not declare it
+        theirs = [head_size(parent.model) for parent in setting.parents]
+        fields[HEAD_SIZE] = [*(_candidates(0, theirs, sizes)[:-1] if all(theirs) else ()), None]
+    return {name: found for name, found in fields.items() if found != [values.get(name)]}
 
 
 def _fewest(
@@ -95,7 +99,7 @@ def _fewest(
     """The changes that are needed: every other one is taken back."""
     for name in list(choice):
         fewer = {k: v for k, v in choice.items() if k != name}
-        if choice[name] == values[name] or fine(fewer):
+        if choice[name] == values.get(name) or fine(fewer):
             choice = fewer
     return choice
 
@@ -129,6 +133,16 @@ def configuration_notes(setting: Setting) -> list[str]:
         f"the parents' configurations differ in {'; '.join(shown)}: the merged model has those of "
         f"models[{setting.alignment.base}]"
     ]
+
+
+def head_size(model: nn.Module) -> int | None:
+    """Features of an attention head as a configuration gives it; None where it gives none."""
+    config = _source(model)
+    given = getattr(config, HEAD_SIZE, None)
+    if isinstance(given, int):
+        return given
+    width, heads = (getattr(config, n, None) for n in ("hidden_size", "num_attention_heads"))
+    return width // heads if isinstance(width, int) and isinstance(heads, int) else None
 
 
 def _source(model: nn.Module) -> Config:
@@ -250,7 +264,7 @@ def _computes(setting: Setting, widths: Mapping[int, int], choice: Mapping[str, 
 
 def with_fields(base: Any, choice: Mapping[str, Any]) -> Config:
     """The base's configuration with these values, made as if it were read from a file."""
-    values = {**base.config.to_dict(), **choice}
+    values = {**base.config.to_dict(), **{k: v for k, v in choice.items() if v is not None}}
     if choice:
         values.pop("layer_types", None)  # one per layer, made anew
     config = type(base.config).from_dict(values)

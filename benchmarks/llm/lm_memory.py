@@ -1,4 +1,4 @@
-"""Peak memory of merging checkpoints with the shapes of two published models, beside its forecast.
+"""Peak memory of merging checkpoints shaped as two published models, beside its forecast.
 
 python benchmarks/llm/lm_memory.py                           # 1.2 B + 0.5 B parameters
 python benchmarks/llm/lm_memory.py --tokens 512 --repeat 2   # twice as many layers
@@ -33,6 +33,10 @@ from hetmerge.shard_writer import JOURNAL, ShardWriter
 OUT = Console()
 RESULTS = Path(__file__).parents[1] / "results" / "llm-memory.csv"
 LENGTH, BATCH, VOCABULARY = 512, 4, 128256
+FAMILIES = {
+    "large": (tf.LlamaForCausalLM, tf.LlamaConfig, {"head_dim": 64, "rope_theta": 500000.0}),
+    "small": (tf.Qwen2ForCausalLM, tf.Qwen2Config, {"rope_theta": 1000000.0}),
+}
 SHAPES = {  # hidden, MLP, layers, heads, groups of Llama-3.2-1B and of Qwen2.5-0.5B
     "large": (2048, 8192, 16, 32, 8),
     "small": (896, 4864, 24, 14, 2),
@@ -42,25 +46,26 @@ SHAPES = {  # hidden, MLP, layers, heads, groups of Llama-3.2-1B and of Qwen2.5-
 def write(folder: Path, name: str, repeat: int) -> None:
     """A random checkpoint, tensor by tensor."""
     hidden, inner, layers, heads, groups = SHAPES[name]
-    config = tf.LlamaConfig(
+    kind, configuration, more = FAMILIES[name]
+    config = configuration(
         vocab_size=VOCABULARY,
         hidden_size=hidden,
         intermediate_size=inner,
         num_hidden_layers=repeat * layers,
         num_attention_heads=heads,
         num_key_value_heads=groups,
-        head_dim=64,
         tie_word_embeddings=True,
-        architectures=["LlamaForCausalLM"],
+        architectures=[kind.__name__],
         dtype="bfloat16",
+        **more,
     )
     folder.mkdir(parents=True)
-    model = empty(tf.LlamaForCausalLM, config)
+    model = empty(kind, config)
     like = {n: torch.empty_like(t, dtype=torch.bfloat16) for n, t in model.named_parameters()}
     writer = ShardWriter(folder, like, 5_000_000_000)
     random = torch.Generator().manual_seed(len(name))
     for tensor, shape in like.items():
-        values = torch.ones(shape.shape)
+        values = torch.full(shape.shape, float("norm" in tensor))
         if shape.dim() > 1:
             values = torch.empty(shape.shape).normal_(0, 0.02, generator=random)
         writer.write(tensor, values)

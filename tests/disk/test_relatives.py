@@ -69,6 +69,24 @@ def test_the_function_of_one_family_in_the_shape_of_two() -> None:
     assert apart < 1e-3 * logits(parents[1], batches[0]).std()
 
 
+def test_heads_of_a_class_that_does_not_declare_their_size(tmp_path) -> None:
+    sizes = {"vocab_size": 40, "max_position_embeddings": 64, "intermediate_size": 64}
+    first = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    other = {"hidden_size": 24, "num_attention_heads": 6, "num_key_value_heads": 3, "head_dim": 8}
+    parents = [
+        tf.Qwen2ForCausalLM(tf.Qwen2Config(num_hidden_layers=3, **sizes, **first)),
+        tf.LlamaForCausalLM(tf.LlamaConfig(num_hidden_layers=2, **sizes, **other)),
+    ]
+    parents = [hf.lively(model, 1).float() for model in parents]
+    merged = hm.merge(parents, inputs("llama"), progress=False).model
+    config = merged.config
+    assert (config.num_attention_heads, config.hidden_size, config.head_dim) == (6, 32, 8)
+    merged.save_pretrained(tmp_path / "out")
+    again = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "out")
+    batch = inputs("llama")[0]
+    assert torch.equal(logits(again, batch), logits(merged, batch))
+
+
 def test_sliding_windows_are_not_stated_without_them() -> None:
     parents = parents_of(("mistral", "qwen2"))
     assert [type(m) for m in relatives(parents)] == [type(m) for m in parents]
