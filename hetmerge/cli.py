@@ -1,7 +1,7 @@
 """The command line: thin verbs over the library.
 
-Exit codes: 0 good, 1 a merge that failed, 2 bad input or configuration. Errors are one line on
-stderr; set HETMERGE_DEBUG=1 to see the traceback.
+Exit codes: 0 good, 1 a merge that failed, 2 bad input or configuration, 130 stopped. Errors are one
+line on stderr; set HETMERGE_DEBUG=1 to see the traceback.
 """
 
 import json
@@ -25,6 +25,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     rich_markup_mode=None,
 )
+STOPPED = 130  # by the user
 BAD_INPUT = (InputError, ConfigError, CheckpointError)
 
 
@@ -33,7 +34,7 @@ def main() -> None:
     try:
         app()
     except KeyboardInterrupt:
-        sys.exit(130)
+        sys.exit(STOPPED)
     except Exception as error:
         if os.environ.get("HETMERGE_DEBUG") == "1":
             raise
@@ -106,8 +107,14 @@ def merge(
 ) -> None:
     """Merge the models that CONFIG names, and write the result to the new folder OUT."""
     from hetmerge import merge_command
+    from hetmerge.folder_merge import unfinished
 
-    merge_command.run(config, out, None if quiet else _console(), polish)
+    try:
+        merge_command.run(config, out, None if quiet else _console(), polish)
+    except KeyboardInterrupt:
+        if unfinished(out).exists():
+            sys.stderr.write("hetmerge: stopped; the same command goes on from what is finished\n")
+        raise typer.Exit(STOPPED) from None
 
 
 @app.command()

@@ -11,6 +11,7 @@ from safetensors.torch import load_file, save_file
 
 import hetmerge
 import hetmerge.merge_command
+from hetmerge.shard_writer import ShardWriter
 
 from .conftest import Finished
 from .small_llamas import SHAPES, TEXT, configure, write_model, write_tokenizer
@@ -192,3 +193,26 @@ def test_a_missing_tensor_is_named(language: Path, run: Run) -> None:
     done = run("merge", "config.yaml", "out", "-q")
     assert done.code == 2
     assert "deep: holds no tensor 'model.layers.1.mlp.up_proj.weight'" in done.err
+
+
+def test_a_merge_that_is_stopped_by_hand_goes_on(
+    language: Path, run: Run, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    configure(language)
+    finish, count = ShardWriter.finish, 0
+
+    def stopping(*arguments: object) -> None:
+        nonlocal count
+        count += 1
+        if count == 4:
+            raise KeyboardInterrupt
+        finish(*arguments)  # type: ignore[arg-type]
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "finish", stopping)
+        done = run("merge", "config.yaml", "out", "-q")
+    assert done.code == 130
+    assert done.err == "hetmerge: stopped; the same command goes on from what is finished\n"
+    assert not (language / "out").exists()
+    assert run("merge", "config.yaml", "out", "-q").code == 0
+    assert (language / "out" / "model.safetensors").exists()
