@@ -2,8 +2,9 @@
 
 A loss of single spaces does not see how what one layer misses adds up over the layers behind it. So
 the candidates are merged, on part of the calibration inputs, and judged on the others by what they
-explain of the outputs of the parent that they serve worst: where one parent's outputs are less true
-than another's they are also smaller, and lose every comparison between the two. No labels are read.
+explain of the outputs: half by all parents, half by the one that they serve worst. Where its
+outputs are less true than another's they are also smaller, and lose comparisons between the two. No
+labels are read.
 """
 
 from __future__ import annotations
@@ -40,10 +41,9 @@ def choose(
         options: of the merge that is wanted; every trial has the same but for `match`.
 
     Returns:
-        The matching, and match -> share of the variance of a parent's outputs, the worst one's,
-        that its trial explains on inputs that it was not made from (1 is all of it); empty where
-        nothing had to be tried. Of equally good ones the first of "permute", "zip", "select" is
-        taken.
+        The matching, and match -> what its trial explains of the parents' outputs on inputs that it
+        was not made from (see :func:`outputs_explained`); empty where nothing had to be tried. Of
+        equally good ones the first of "permute", "zip", "select" is taken.
     """
     first = match_within(statistics, replace(options, match="zip"))
     if is_exact(statistics.setting, first.partitions):
@@ -67,8 +67,9 @@ def choose(
     best = max(explained, key=lambda name: explained[name])
     shares = ", ".join(f"{name} {share:.4f}" for name, share in explained.items())
     note = (
-        f"match='auto' took {best!r} in every space: share of the variance of the outputs of the "
-        f"parent served worst that a trial merge explains on other inputs: {shares} "
+        f"match='auto' took {best!r} in every space: share of the variance of the parents' outputs "
+        "that a trial merge explains on other inputs, half by all parents and half by the one "
+        f"served worst: {shares} "
         f"({len(explained)} trials, each from {sum(map(samples, fit))} inputs)"
     )
     return replace(matchings[best], notes=(*matchings[best].notes, note)), explained
@@ -90,9 +91,10 @@ def _first(calls: Sequence[Call]) -> list[Call]:
 
 
 def outputs_explained(made: Realised, calls: Sequence[Call], standardised: bool) -> float:
-    """Share of the variance of a parent's outputs that a merged network explains, the least one.
+    """Share of the variance of the parents' outputs that a merged network explains (1 is all).
 
-    Outputs that several parents have are averaged, and count for each of them.
+    Half the mean over the parents, half the least of them. Outputs that several parents have are
+    averaged, and count for each of them.
 
     Args:
         calls: inputs, as many rows of outputs each.
@@ -108,7 +110,10 @@ def outputs_explained(made: Realised, calls: Sequence[Call], standardised: bool)
             error[m] += missed[mine].sum().cpu()
             variance[m] += spread[mine].sum().cpu()
     seen = variance > 0
-    return float((1 - error[seen] / variance[seen]).min()) if bool(seen.any()) else 1.0
+    if not bool(seen.any()):
+        return 1.0
+    explained = 1 - error[seen] / variance[seen]
+    return float(explained.mean() + explained.min()) / 2
 
 
 def _outputs(

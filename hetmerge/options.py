@@ -35,10 +35,10 @@ class Options:
             features from which the others can best be read off (heads and groups it pairs like
             "permute"), "pca" keeps the principal directions of a residual stream that has no
             preferred basis, whole heads, and of everything else what "select" keeps; "identity"
-            goes by position; "auto" tries the first three and takes the one whose merge serves
-            best the parent that it serves worst, by its outputs on inputs that the trial was not
-            made from. Its price, paid while planning, are two or three merges from up to 500
-            inputs.
+            goes by position; "auto" tries the first three and takes the one whose merge explains
+            most of the parents' outputs on inputs that the trial was not made from, half by all
+            parents and half by the one served worst. Its price, paid while planning, are two or
+            three merges from up to 500 inputs.
         outputs: "average" for parents with the same labels, "concat" for different ones.
         labels: per parent, the name of each output; shared names are averaged, others kept.
         importance: what "select" and a budget count errors by: "fisher", how they move the outputs

@@ -85,9 +85,8 @@ class AlignmentPlan:
         notes: remarks for the user.
         blocks: stages named by hand, or None.
         samples: calibration inputs.
-        trials: of match="auto", way of matching -> share of the variance of the outputs of the
-            parent served worst that its trial explained; the largest, the first of equal ones, was
-            taken.
+        trials: of match="auto", way of matching -> share of the variance of the parents' outputs
+            that its trial explained; the largest, the first of equal ones, was taken.
     """
 
     options: Options
