@@ -87,9 +87,10 @@ def _fields(setting: Setting, widths: Mapping[int, int]) -> dict[str, list[Any]]
         name: _candidates(value, [config.get(name) for config in configs], sizes)
         for name, value in values.items()
     }
-    if HEAD_SIZE not in values:  # read by some classes that do not declare it
-        theirs = [head_size(parent.model) for parent in setting.parents]
-        fields[HEAD_SIZE] = [*(_candidates(0, theirs, sizes)[:-1] if all(theirs) else ()), None]
+    theirs = [head_size(parent.model) for parent in setting.parents]
+    if all(theirs):  # read by some classes that do not declare it
+        declared = values.get(HEAD_SIZE)
+        fields[HEAD_SIZE] = _candidates(declared, theirs, sizes)
     return {name: found for name, found in fields.items() if found != [values.get(name)]}
 
 

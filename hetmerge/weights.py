@@ -162,7 +162,9 @@ class OnDisk(State):
 
     def repeated(self, repeats: Mapping[str, Repeat]) -> OnDisk:
         """The same tensors, as they are now, with repeated rows."""
-        found = OnDisk(self.stored, self._own, self.dtype, self.label, repeats)
+        own = {n: repeats[n].of(t) if n in repeats else t for n, t in self._own.items()}
+        stored = {n: found for n, found in repeats.items() if n not in own}
+        found = OnDisk(self.stored, own, self.dtype, self.label, stored)
         found._scales = {place: list(scales) for place, scales in self._scales.items()}
         return found
 

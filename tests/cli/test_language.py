@@ -216,3 +216,32 @@ def test_a_merge_that_is_stopped_by_hand_goes_on(
     assert not (language / "out").exists()
     assert run("merge", "config.yaml", "out", "-q").code == 0
     assert (language / "out" / "model.safetensors").exists()
+
+
+def test_a_llama_and_a_qwen_become_one(language: Path, run: Run) -> None:
+    """Families, heads, groups of keys and tokenizers differ at once."""
+    config = transformers.Qwen2Config(
+        vocab_size=256,
+        hidden_size=24,
+        intermediate_size=48,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    transformers.Qwen2ForCausalLM(config).save_pretrained(language / "shallow")
+    write_tokenizer(language / "shallow", TEXT[:400])
+    configure(language, tokenizer={"source": "deep"})
+    said = run("plan", "config.yaml")
+    assert "LlamaForCausalLM is stated as Qwen2ForCausalLM" in said.out, said.err
+    done = run("merge", "config.yaml", "out")
+    assert done.code == 0, done.err
+    merged = transformers.AutoModelForCausalLM.from_pretrained(language / "out")
+    assert type(merged).__name__ == "Qwen2ForCausalLM"
+    assert merged.config.num_key_value_heads == merged.config.num_attention_heads == 8
+    assert merged.config.head_dim == 12
+    card = (language / "out" / "README.md").read_text()
+    assert "keys and values of 4 groups are repeated for 8" in card
+    ids = torch.tensor([[5, 9, 3]])
+    assert merged.generate(ids, max_new_tokens=2).shape == (1, 5)
