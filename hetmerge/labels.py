@@ -26,6 +26,7 @@ def similarity_of(moments: Moments) -> Tensor:
     similarity = moments.correlation()
     dead = similarity.diagonal() == 0
     if bool((similarity.diagonal()[~dead] < 0.999).any()):
+        del similarity  # as large as all that follows
         similarity = _scale_free(moments, dead)
     if not bool(dead.any()):
         return similarity

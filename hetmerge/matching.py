@@ -224,6 +224,7 @@ class Matcher:
             del moments
             shown = similarity.float()
         partition = self._heard(space, options.match, similarity, sizes, target)
+        del similarity  # what is shown stays
         chance = self.statistics.chance.get(space.name)
         self.agreements[space.index] = agreement(shown, sizes, partition.labels, chance)
         return partition
