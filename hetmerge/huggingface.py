@@ -23,7 +23,17 @@ _TRIALS = 128
 HEAD_SIZE = "head_dim"
 # Fields (or parts of their names) that do not change what a trained model computes.
 _UNHEARD = (
-    *("token", "drop", "init", "dtype", "version", "architectures", "layer_types", "use_cache"),
+    *(
+        "token",
+        "drop",
+        "init",
+        "dtype",
+        "head_dim",
+        "version",
+        "architectures",
+        "layer_types",
+        "use_cache",
+    ),
     *("label", "name", "return_dict", "output_", "problem_type", "chunk_size", "tie_", "loss"),
 )
 

@@ -115,26 +115,34 @@ def _pattern(name: str) -> str:
 
 def _restate(module: Any, kind: Any) -> tuple[Restated | None, bool]:
     """None where the class cannot state the model; False where it computes something else."""
-    same = True
+    mine = _small_one(module)
+    if mine is None:
+        return None, True
+    same: bool | None = None
     size = {"head_dim": getattr(module.config, "head_dim", None)}
     everywhere = {"sliding_window": None}
     # Fields that some classes read and do not declare, or that only the other class has.
     for more in ({}, size, everywhere, {**size, **everywhere}):
-        try:
-            small = type(module.config).from_dict(_small(module.config))
-            with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(0)
-                mine = type(module)(small).float().eval()
-                for parameter in mine.parameters():  # scales and biases are not what they start as
-                    parameter.data.add_(torch.randn_like(parameter) / 4)
-            how, less = _words(module, kind, {}, more), _words(mine, kind, SMALL, more)
-            if how and less:
-                same = _same(mine, _stated(mine, less))
-                if same:
-                    return how, True
-        except Exception:  # whatever a family's own code raises at sizes that it does not allow
-            continue
-    return None, same
+        how, less = _words(module, kind, {}, more), _words(mine, kind, SMALL, more)
+        if how and less:
+            same = _same(mine, _stated(mine, less))
+            if same:
+                return how, True
+    return None, same is not False
+
+
+def _small_one(module: Any) -> nn.Module | None:
+    """A model of its class at a small size, with random weights; None where there is none."""
+    try:
+        small = type(module.config).from_dict(_small(module.config))
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found: nn.Module = type(module)(small).float().eval()
+            for parameter in found.parameters():  # scales and biases are not what they start as
+                parameter.data.add_(torch.randn_like(parameter) / 4)
+    except Exception:  # whatever a family's own code raises at sizes that it does not allow
+        return None
+    return found
 
 
 def _words(
@@ -149,10 +157,13 @@ def _words(
     mine, known = module.config.to_dict(), kind.config_class().to_dict()
     shared = {k: v for k, v in mine.items() if k in known and k not in _OWN}
     own = {k: v for k, v in defaults.items() if known.get(k) is not None and k not in mine}
-    config = kind.config_class.from_dict({**own, **shared, **more})
-    config._attn_implementation = module.config._attn_implementation
-    config.architectures = [kind.__name__]
-    other = empty(kind, config)
+    try:
+        config = kind.config_class.from_dict({**own, **shared, **more})
+        config._attn_implementation = module.config._attn_implementation
+        config.architectures = [kind.__name__]
+        other = empty(kind, config)
+    except Exception:  # as above
+        return None
     tensors = _sources(module, other)
     return Restated(config, other, tensors) if tensors is not None else None
 
@@ -161,9 +172,11 @@ def _sources(mine: nn.Module, other: nn.Module) -> dict[str, tuple[str, range] |
     """Where the tensors of `other` come from; None if one has no source, or a source no use."""
     known = {n: tuple(t.shape) for n, t in mine.state_dict().items()}
     wanted = {n: tuple(t.shape) for n, t in other.state_dict().items()}
+    if () in {*known.values(), *wanted.values()}:  # single numbers have no rows
+        return None
     found: dict[str, tuple[str, range] | None] = {}
     for name, shape in wanted.items():
-        source = (name, range(*shape[:1])) if name in known else _fused(name, wanted)
+        source = (name, range(shape[0])) if name in known else _fused(name, wanted)
         rest = known.get(source[0], ())[1:] if source else ()
         if source and source[0] in known and (len(source[1]), *rest) == shape:
             found[name] = source
@@ -202,12 +215,15 @@ def _small(config: Any) -> dict[str, Any]:
     return {**fields, "pad_token_id": None}
 
 
-def _same(mine: nn.Module, theirs: nn.Module) -> bool:
-    """Both answer random inputs alike."""
+def _same(mine: nn.Module, theirs: nn.Module) -> bool | None:
+    """Both answer random tokens alike; None where they do not answer tokens."""
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(SMALL["vocab_size"], (4, _TOKENS), generator=random)
-    with torch.no_grad():
-        wanted, found = (model(input_ids=ids).logits for model in (mine, theirs))
+    try:
+        with torch.no_grad():
+            wanted, found = (model(input_ids=ids).logits for model in (mine, theirs))
+    except Exception:  # as above: other inputs, other outputs
+        return None
     return bool((wanted - found).abs().max() <= _CLOSE * wanted.std())
 
 
