@@ -132,6 +132,7 @@ def card(**changes: Any) -> str:
         ],
         notes=["a remark | with a bar"],
         scores={},
+        polish=None,
         sources=[{"name": "org/a", "revision": "v1", "sha": "c" * 40}, {"name": "b|c"}],
         **changes,
     )
