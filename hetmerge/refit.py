@@ -24,6 +24,7 @@ from hetmerge.leastsquares import (
     pick,
     sample_positions,
 )
+from hetmerge.memory import trim
 from hetmerge.network import Network, release
 from hetmerge.ops.operand import constant
 from hetmerge.progress import Progress
@@ -46,6 +47,7 @@ from hetmerge.systems import (
 from hetmerge.targets import Target, Targets
 
 HEAD_SHARE = 0.1  # a head's ridge over that of the other layers
+TRIMMED = 8  # every so many groups, freed memory goes back: mapping it again takes time
 
 
 @dataclass(frozen=True)
@@ -151,7 +153,7 @@ class Fitter:
                     f"{RIDGE:g} was taken"
                 )
         steps = self.progress.track(self.steps, "refit of layers")
-        for step in visit(steps, self.steps, self.walker, self.parents):
+        for number, step in enumerate(visit(steps, self.steps, self.walker, self.parents)):
             if self.refit:
                 self._solve(step.group)
             else:
@@ -161,6 +163,8 @@ class Fitter:
                 realise_norm(self.merged, self.walker, layer)
             self.merged.state.commit()
             release([self.merged, *self.setting.parents])
+            if number % TRIMMED == 0:
+                trim()
         self.found.notes += shortage(self.found.fits, self.samples)
         return self.found
 
