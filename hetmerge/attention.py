@@ -149,20 +149,21 @@ class _Search:
                     args, kwargs = torch.fx.map_arg((node.args, node.kwargs), value)
                     known[node.name] = node.target(*args, **kwargs)
             found = known[query.name]
-            weights = torch.rand(found.shape, generator=random, dtype=found.dtype)
+            weights = torch.rand(found.shape, generator=random, dtype=found.dtype).to(found)
             (slope,) = torch.autograd.grad((found * weights).sum(), start)
-        return slope.reshape(-1, slope.shape[-1]).abs().sum(0) > 0
+        return (slope.reshape(-1, slope.shape[-1]).abs().sum(0) > 0).cpu()
 
     def _inside(self, node: Node) -> bool:
         return node.op == "call_function" and op_name(node) in _LINEAR
 
 
 def _like(node: Node, random: torch.Generator) -> Tensor:
-    """A random value of a node's shape; ones where it holds no floating-point numbers."""
+    """A random value of a node's shape, where it computes; ones where it holds no floats."""
     meta = node.meta["val"]
+    device = "cpu" if meta.device.type == "meta" else meta.device
     if not meta.is_floating_point():
-        return torch.ones(meta.shape, dtype=meta.dtype)
-    return torch.rand(meta.shape, generator=random, dtype=meta.dtype) + 0.5
+        return torch.ones(meta.shape, dtype=meta.dtype, device=device)
+    return (torch.rand(meta.shape, generator=random, dtype=meta.dtype) + 0.5).to(device)
 
 
 def _number(node: Node) -> float:

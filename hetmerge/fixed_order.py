@@ -66,7 +66,7 @@ class Constants:
         found = []
         for meeting in self._meetings.get(space, ()):
             (value,) = self._walker.value(meeting.constant)
-            value = value.double().movedim(meeting.dim, 0)
+            value = value.double().cpu().movedim(meeting.dim, 0)
             owner = _features(meeting.expr, space)
             order = owner.argsort(stable=True)[int((owner < 0).sum()) :]
             features = int(owner.max()) + 1
