@@ -49,6 +49,10 @@ class Alignment:
         """Stage names, those of the base."""
         return [stage.name for stage in self.stages[self.base]]
 
+    def state(self) -> dict[str, Any]:
+        """All but the stages, which tracing finds again."""
+        return {"slots": self.slots, "similarity": self.similarity, "base": self.base}
+
     def depth(self, stage: int) -> int:
         """Units of the merged network in this stage."""
         return max(len(stages[stage].units) for stages in self.stages)

@@ -8,10 +8,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from hetmerge.alignment import DEPTHS, align
+from hetmerge.alignment import DEPTHS, Alignment, align, find_stages
 from hetmerge.batches import Call, as_call, check_members, samples
 from hetmerge.errors import InputError
 from hetmerge.gathering import Gathered, gather
+from hetmerge.halfway import Halfway
 from hetmerge.lazy import Checkpoint
 from hetmerge.network import Network
 from hetmerge.ops.moments import Moments
@@ -115,11 +116,19 @@ def align_parents(
     depth: str,
     blocks: Sequence[Any] | None,
     progress: Progress,
+    halfway: Halfway | None = None,
 ) -> Statistics:
     """The first of the two passes: statistics without moments."""
     parents = enumerate(relatives(models))
     networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in parents]
-    alignment = align(networks, calls, depth=depth, blocks=blocks, progress=progress)
+    known = halfway.take("alignment") if halfway else None
+    if known:
+        alignment = Alignment(find_stages(networks, blocks), **known)
+    else:
+        alignment = align(networks, calls, depth=depth, blocks=blocks, progress=progress)
+    if halfway:
+        halfway.keep("alignment", alignment.state)
+        halfway.passed()
     setting = build_setting(networks, alignment, calls[0])
     total = sum(samples(call) for call in calls)
     return Statistics(alignment.similarity, {}, {}, {}, {}, {}, {}, total, setting, tuple(calls))

@@ -84,6 +84,18 @@ class Schedule:
                 self._readers[source.name] += 1
             stack.extend(node.users)
 
+    def reached(self) -> dict[str, Any]:
+        """What has run and which values exist; for :meth:`restore` of one made in the same way."""
+        return {"done": sorted(self._done, key=self.order.__getitem__), "values": self.values}
+
+    def restore(self, reached: Mapping[str, Any]) -> None:
+        """Go on from where another one was; nothing may have run yet."""
+        self._done = set(reached["done"])
+        self.values = dict(reached["values"])
+        for name in self._done:
+            for source in self.graph[name].all_input_nodes:
+                self._readers[source.name] -= 1
+
     def _pending(self, names: Sequence[str]) -> list[str]:
         stack, need = [n for n in names if n not in self.values], set()
         while stack:

@@ -20,8 +20,9 @@ from hetmerge.applying import FITS, MergeResult, Prepared, prepare
 from hetmerge.batches import Call, Joint, as_given
 from hetmerge.calibration import as_calls
 from hetmerge.draft import Draft
-from hetmerge.errors import CheckpointError
+from hetmerge.errors import CheckpointError, InputError
 from hetmerge.files import check_new, new_directory, replace_file
+from hetmerge.halfway import Halfway
 from hetmerge.lazy import Checkpoint, open_checkpoint
 from hetmerge.on_disk import SHARD, Place
 from hetmerge.options import Options
@@ -36,6 +37,7 @@ from hetmerge.teaching import Teacher
 from hetmerge.vocabulary import Vocabulary
 
 RUN, PLAN, POLISHED = "run.json", "plan", "polished"
+HALFWAY = "planning.safetensors"  # of a plan that is not finished
 
 
 def merge_to(
@@ -57,7 +59,8 @@ def merge_to(
 
     Weights are read one by one and written as they become final, into a folder beside `out` that
     takes its name at the end. After a stop, the same call goes on from the finished layers, and the
-    bytes are those of a call that was not stopped.
+    bytes are those of a call that was not stopped; of planning, at most the last minutes are lost
+    (:data:`hetmerge.halfway.EVERY`).
 
     Args:
         out: folder to write; must not exist.
@@ -171,8 +174,12 @@ def _unfinished(out: Path, identity: str) -> Iterator[Path]:
         with _alone(work / RUN):
             try:
                 yield work
+            except InputError:
+                (work / HALFWAY).unlink(missing_ok=True)  # other inputs start anew
+                raise
             finally:
-                if (work / RUN).is_file() and not (work / PLAN).exists():
+                begun = (work / PLAN).exists() or (work / HALFWAY).exists()
+                if (work / RUN).is_file() and not begun:
                     shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
         raise CheckpointError(f"{work}: cannot be written ({error.strerror or error})") from error
@@ -203,13 +210,21 @@ def _plan(
     progress: bool | None,
 ) -> tuple[AlignmentPlan, Any, Any]:
     if (work / PLAN).is_dir():
+        (work / HALFWAY).unlink(missing_ok=True)
         plan = AlignmentPlan.load(work / PLAN)
         return (plan, *setting_of(plan, models))
+    halfway = Halfway(work / HALFWAY)
     plan, statistics, partitions = plan_statistics(
-        models, as_given(calls), vocabulary=vocabulary, progress=progress, **options.to_dict()
+        models,
+        as_given(calls),
+        vocabulary=vocabulary,
+        progress=progress,
+        halfway=halfway,
+        **options.to_dict(),
     )
     with new_directory(work / PLAN) as draft:
         plan.save(draft)
+    halfway.forget()
     return plan, statistics.setting, partitions
 
 

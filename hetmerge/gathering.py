@@ -5,7 +5,7 @@ from __future__ import annotations
 from bisect import bisect_left
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ from hetmerge.batches import Call, comparable, positions
 from hetmerge.errors import InputError
 from hetmerge.execution import Walker
 from hetmerge.features import View, part, take, views_of
+from hetmerge.halfway import Halfway
 from hetmerge.nested import nest_of
 from hetmerge.network import release
 from hetmerge.ops.moments import Moments
@@ -40,6 +41,15 @@ class Gathered:
     squares: dict[int, Squares] = field(default_factory=dict)
 
 
+_KINDS: dict[str, type[Moments] | type[Squares]] = {
+    "moments": Moments,
+    "nested": Moments,
+    "chance": Moments,
+    "axes": Moments,
+    "squares": Squares,
+}
+
+
 @dataclass(frozen=True)
 class Visit:
     """A view of a space; of an axis that is an outer and an inner space (`nest`); of the whole axis
@@ -52,7 +62,12 @@ class Visit:
 
 
 def gather(
-    setting: Setting, calls: Sequence[Call], progress: Progress, within: bool, whole: bool = False
+    setting: Setting,
+    calls: Sequence[Call],
+    progress: Progress,
+    within: bool,
+    whole: bool = False,
+    halfway: Halfway | None = None,
 ) -> Iterator[Gathered]:
     """Moments per space, per axis that is an outer and an inner space, and by chance.
 
@@ -63,6 +78,7 @@ def gather(
     Args:
         within: also between features of one parent.
         whole: also of whole axes of heads, and how loud streams are, for orthogonal maps.
+        halfway: of parents on disk, where what was seen is kept for a run that is stopped.
     """
     visits = visits_of(setting, whole)
     norms = setting.skeleton.rotations if whole else {}
@@ -73,7 +89,11 @@ def gather(
     segments = by_unit(setting, visits) if on_disk else [visits]
     runs = [_walkers(setting, call) for call in calls] if on_disk else [None] * len(calls)
     gathering = _Gathering(setting, within)
-    for number, segment in enumerate(_tracked(progress, segments, on_disk)):
+    if halfway:
+        if known := halfway.take("gathering"):
+            gathering.restore(known, runs)
+        halfway.keep("gathering", lambda: gathering.state(runs))
+    for segment in _tracked(progress, segments[gathering.passed :], on_disk):
         seen = 0
         items = list(zip(calls, runs, strict=True))
         for call, run in items if on_disk else progress.track(items, "moments of spaces"):
@@ -82,8 +102,11 @@ def gather(
                 gathering.visit(walkers, call, visit, seen < CHANCE_SAMPLES)
             seen += positions(call)
         release(setting.parents)
-        later = {visit.space for rest in segments[number + 1 :] for visit in rest}
+        gathering.passed += 1
+        later = {visit.space for rest in segments[gathering.passed :] for visit in rest}
         yield gathering.complete(later)
+        if halfway:
+            halfway.passed()
 
 
 def visits_of(setting: Setting, whole: bool = False) -> list[Visit]:
@@ -130,6 +153,32 @@ class _Gathering:
         self.setting, self.within = setting, within
         self.found = Gathered()
         self.groups = _tied(setting)
+        self.passed = 0  # segments that have been seen
+
+    def state(self, runs: Sequence[Sequence[Walker] | None]) -> dict[str, Any]:
+        """All that the next segment needs; `runs` are the walkers per batch."""
+        found = {
+            kind: {key: held.state_dict() for key, held in getattr(self.found, kind).items()}
+            for kind in _KINDS
+        }
+        walkers = [[walker.reached() for walker in run or ()] for run in runs]
+        return {"passed": self.passed, "found": found, "walkers": walkers}
+
+    def restore(
+        self, state: dict[str, Any] | None, runs: Sequence[Sequence[Walker] | None]
+    ) -> None:
+        """Go on from what :meth:`state` returned, if there is any."""
+        if state is None:
+            return
+        self.passed = state["passed"]
+        for kind, held in _KINDS.items():
+            entries = state["found"][kind]
+            getattr(self.found, kind).update(
+                {k: held.from_state_dict(v) for k, v in entries.items()}
+            )
+        for run, states in zip(runs, state["walkers"], strict=True):
+            for walker, known in zip(run or (), states, strict=True):
+                walker.restore(known)
 
     def visit(self, walkers: Sequence[Walker], call: Call, visit: Visit, by_chance: bool) -> None:
         """Add what the parents' features are at one view of one batch."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -14,9 +15,10 @@ from hetmerge.calibration import Statistics
 from hetmerge.errors import InputError
 from hetmerge.fixed_order import FixedOrder
 from hetmerge.gathering import Gathered
+from hetmerge.halfway import Halfway
 from hetmerge.heads import best_units, keep_units
 from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
-from hetmerge.nested import inner_similarity, outer_similarity
+from hetmerge.nested import inner_similarity, outer_first, outer_similarity
 from hetmerge.ops.moments import Moments
 from hetmerge.options import Options
 from hetmerge.partition import Partition, union
@@ -92,9 +94,15 @@ class Matcher:
         self._match_spaces(self._spaces, width)
         return self._even()
 
-    def match_stream(self, parts: Iterable[Gathered], width: Width) -> Matching:
+    def match_stream(
+        self, parts: Iterable[Gathered], width: Width, halfway: Halfway | None = None
+    ) -> Matching:
         """Match spaces as their moments come, and forget the moments."""
         check_names(width, self._spaces)
+        if halfway:
+            if known := halfway.take("matching"):
+                self._restore(known)
+            halfway.keep("matching", self._state)
         for part in parts:
             seen = {*part.moments, *(k for nest in part.nested for k in nest)}
             self.statistics.take(part)
@@ -103,8 +111,21 @@ class Matcher:
         self._match_spaces([s for s in self._spaces if s.index not in self.partitions], width)
         return self._even()
 
+    def _state(self) -> dict[str, Any]:
+        """What has been decided; what only parts of one piece share is not kept."""
+        return {
+            "partitions": {k: vars(partition) for k, partition in self.partitions.items()},
+            "agreements": {k: found.to_dict() for k, found in self.agreements.items()},
+            "notes": self.notes,
+        }
+
+    def _restore(self, state: dict[str, Any]) -> None:
+        self.partitions = {k: Partition(**known) for k, known in state["partitions"].items()}
+        self.agreements = {k: Agreement(**known) for k, known in state["agreements"].items()}
+        self.notes = state["notes"]
+
     def _match_spaces(self, spaces: Sequence[Space], width: Width) -> None:
-        order = {space.index: i for i, space in enumerate(_outer_first(self._spaces))}
+        order = {space.index: i for i, space in enumerate(outer_first(self._spaces))}
         for space in sorted(spaces, key=lambda space: order[space.index]):
             if sizes := self.sizes(space):
                 self.partitions[space.index] = self._partition(space, sizes, width)
@@ -112,7 +133,7 @@ class Matcher:
     def _even(self) -> Matching:
         ordered = {
             s.index: self.partitions[s.index]
-            for s in _outer_first(self._spaces)
+            for s in outer_first(self._spaces)
             if s.index in self.partitions
         }
         even = even_out(self.setting, ordered, self.weights)
@@ -372,15 +393,3 @@ def about_zero(moments: Moments) -> Tensor:
     """Second moments about zero, [O, O] float64."""
     mean = moments.mean()
     return moments.covariance() + torch.outer(mean, mean)
-
-
-def _outer_first(spaces: Sequence[Space]) -> list[Space]:
-    """Spaces in an order in which those that others are nested in come first."""
-    depth: dict[int, int] = {}
-
-    def depth_of(space: Space) -> int:
-        if space.index not in depth:
-            depth[space.index] = 1 + max((depth_of(spaces[k]) for k in space.structure), default=0)
-        return depth[space.index]
-
-    return sorted(spaces, key=lambda space: (depth_of(space), space.index))

@@ -12,6 +12,18 @@ from hetmerge.tracing.expr import Expr, Leaf, Product
 from hetmerge.tracing.spaces import Space
 
 
+def outer_first(spaces: Sequence[Space]) -> list[Space]:
+    """Spaces in an order in which those that others are nested in come first."""
+    depth: dict[int, int] = {}
+
+    def depth_of(space: Space) -> int:
+        if space.index not in depth:
+            depth[space.index] = 1 + max((depth_of(spaces[k]) for k in space.structure), default=0)
+        return depth[space.index]
+
+    return sorted(spaces, key=lambda space: (depth_of(space), space.index))
+
+
 def nest_of(expr: Expr, spaces: Sequence[Space]) -> tuple[int, int] | None:
     """(outer, inner) if an axis is the product of a free outer space and a space nested in it."""
     if not isinstance(expr, Product) or len(expr.parts) != 2:

@@ -22,6 +22,7 @@ from hetmerge.errors import InputError, PlanError
 from hetmerge.family_sizes import fit_family
 from hetmerge.fingerprint import call_from, call_spec, fingerprint
 from hetmerge.gathering import gather
+from hetmerge.halfway import Halfway
 from hetmerge.huggingface import configuration_notes
 from hetmerge.lazy import Checkpoint
 from hetmerge.matching import Matcher
@@ -220,26 +221,31 @@ def plan_statistics(
     blocks: Sequence[Any] | None = None,
     vocabulary: Vocabulary | None = None,
     progress: bool | None = None,
+    halfway: Halfway | None = None,
     **options: Any,
 ) -> tuple[AlignmentPlan, Statistics, dict[int, Partition]]:
-    """A plan with the statistics and partitions it was made from."""
+    """A plan with the statistics and partitions it was made from.
+
+    Args:
+        halfway: of parents on disk, where what is finished is kept for a run that is stopped.
+    """
     chosen = Options.make(options)
     calls = as_calls(models, batches, chosen.depth)
     if isinstance(models[0], Checkpoint):
         chosen = _on_disk(chosen)
     chosen.check_counts(len(models))
     bar = Progress(progress)
-    statistics = align_parents(models, calls, chosen.depth, blocks, bar)
+    statistics = align_parents(models, calls, chosen.depth, blocks, bar, halfway)
     statistics = replace(statistics, vocabulary=vocabulary)
     setting, target = statistics.setting, None
     if chosen.architecture:
         target = target_of(setting, chosen.architecture)
         chosen = replace(chosen, architecture=None, width=widths_of(setting, target))
     within = chosen.match != "permute" or chosen.budget is not None
-    parts = gather(setting, calls, bar, within, whole=chosen.match == "pca")
+    parts = gather(setting, calls, bar, within, chosen.match == "pca", halfway)
     trials: dict[str, float] = {}
     if not setting.skeleton.in_memory:
-        matching = Matcher(statistics, chosen).match_stream(parts, chosen.width)
+        matching = Matcher(statistics, chosen).match_stream(parts, chosen.width, halfway)
     else:
         for part in parts:
             statistics.take(part)

@@ -107,7 +107,7 @@ class ShardWriter:
 
     def _prepare(self, path: Path, names: list[str]) -> None:
         mine = {name: self.like[name] for name in names}
-        header = _header(mine)
+        header = header_of(mine, {"format": "pt"})
         size = len(header) + sum(map(_size, mine.values()))
         try:
             if not path.exists():
@@ -161,9 +161,9 @@ def _assign(like: Mapping[str, Tensor], limit: int) -> dict[str, list[str]]:
     }
 
 
-def _header(like: Mapping[str, Tensor]) -> bytes:
+def header_of(like: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     """The start of a safetensors file: the length of a JSON table, and the table."""
-    table: dict[str, object] = {"__metadata__": {"format": "pt"}}
+    table: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for name, tensor in like.items():
         stop = start + _size(tensor)

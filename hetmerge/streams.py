@@ -59,6 +59,16 @@ class Squares:
             total, count = places.get(norm, (0.0, 0))
             places[norm] = (total + float(value.square().mean()), count + 1)
 
+    def state_dict(self) -> dict[int, dict[str, tuple[float, int]]]:
+        """All there is to know, for :meth:`from_state_dict`."""
+        return self._sums
+
+    @classmethod
+    def from_state_dict(cls, state: dict[int, dict[str, tuple[float, int]]]) -> Squares:
+        found = cls()
+        found._sums = state
+        return found
+
     def loudness(self) -> dict[int, float]:
         """Parent -> root mean square, the geometric mean over the places."""
         found = {}

@@ -1,0 +1,95 @@
+"""Numbers, names and tensors in nested dicts and lists, as one file that is whole or not there."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from hetmerge.shard_writer import header_of
+from hetmerge.shards import Stored, read_header
+from hetmerge.weights import read
+
+Tree = Any  # None, bool, int, float, str, Tensor; lists, tuples and dicts of trees
+Storages = dict[tuple[int, torch.dtype], tuple[int, Tensor]]  # address, type -> number, numbers
+_METADATA = "tree"
+
+
+def write_tree(path: Path, tree: Tree) -> None:
+    """Write a tree in the safetensors format, storage by storage, and rename it into place.
+
+    Tensors that share memory share it when they are read, with the same strides: what is computed
+    from them has the same bits.
+    """
+    storages: Storages = {}
+    text = json.dumps(_encoded(tree, storages), separators=(",", ":"))
+    like = {str(number): storage for number, storage in storages.values()}
+    draft = path.with_suffix(".new")
+    with draft.open("wb") as file:
+        file.write(header_of(like, {_METADATA: text}))
+        for storage in like.values():
+            file.write(storage.cpu().view(torch.uint8).numpy().data)
+        file.flush()
+        os.fsync(file.fileno())
+    draft.replace(path)
+
+
+def read_tree(path: Path) -> Tree:
+    """What :func:`write_tree` wrote, on the CPU.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    places = read_header(path)
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        text = json.loads(file.read(length))["__metadata__"][_METADATA]
+    return _decoded(json.loads(text), places, {})
+
+
+def size_of(tree: Tree) -> int:
+    """Bytes of the tensors of a tree."""
+    storages: Storages = {}
+    _encoded(tree, storages)
+    return sum(storage.numel() * storage.element_size() for _, storage in storages.values())
+
+
+def _encoded(tree: Tree, storages: Storages) -> Any:
+    if tree is None or isinstance(tree, (bool, int, float, str)):
+        return tree
+    if isinstance(tree, list):
+        return [_encoded(part, storages) for part in tree]
+    if isinstance(tree, tuple):
+        return {"tuple": [_encoded(part, storages) for part in tree]}
+    if isinstance(tree, dict):
+        pairs = tree.items()
+        return {"dict": [[_encoded(k, storages), _encoded(v, storages)] for k, v in pairs]}
+    assert isinstance(tree, Tensor), type(tree)
+    storage = tree.untyped_storage()
+    key = (storage.data_ptr(), tree.dtype)
+    if key not in storages:
+        whole = tree.as_strided((storage.nbytes() // tree.element_size(),), (1,), 0)
+        storages[key] = (len(storages), whole)
+    layout = (tree.storage_offset(), list(tree.shape), list(tree.stride()))
+    return {"tensor": [storages[key][0], *layout]}
+
+
+def _decoded(body: Any, places: dict[str, Stored], storages: dict[int, Tensor]) -> Tree:
+    if isinstance(body, list):
+        return [_decoded(part, places, storages) for part in body]
+    if not isinstance(body, dict):
+        return body
+    ((kind, found),) = body.items()
+    if kind == "tuple":
+        return tuple(_decoded(part, places, storages) for part in found)
+    if kind == "dict":
+        pairs = ([_decoded(part, places, storages) for part in pair] for pair in found)
+        return {key: value for key, value in pairs}
+    index, offset, shape, stride = found
+    if index not in storages:
+        storages[index] = read(places[str(index)])
+    return storages[index].as_strided(shape, stride, offset)
