@@ -43,6 +43,7 @@ class Statistics:
         setting: the traced and aligned parents the statistics belong to.
         calls: the batches, as (args, kwargs).
         vocabulary: which tokens of the parents are the same; None where their order says so.
+        notes: remarks on parents that stand here in another form than they were given.
     """
 
     similarity: dict[str, list[Tensor]]
@@ -56,6 +57,7 @@ class Statistics:
     setting: Setting = field(repr=False)
     calls: tuple[Call, ...] = field(repr=False)
     vocabulary: Vocabulary | None = field(default=None, repr=False)
+    notes: tuple[str, ...] = ()
 
     def take(self, part: Gathered) -> None:
         """Take over the moments of some spaces; `part` is empty afterwards."""
@@ -119,8 +121,9 @@ def align_parents(
     halfway: Halfway | None = None,
 ) -> Statistics:
     """The first of the two passes: statistics without moments."""
-    parents = enumerate(relatives(models))
-    networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in parents]
+    parents = relatives(models)
+    named = enumerate(parents.models)
+    networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in named]
     known = halfway.take("alignment") if halfway else None
     if known:
         alignment = Alignment(find_stages(networks, blocks), **known)
@@ -131,7 +134,10 @@ def align_parents(
         halfway.passed()
     setting = build_setting(networks, alignment, calls[0])
     total = sum(samples(call) for call in calls)
-    return Statistics(alignment.similarity, {}, {}, {}, {}, {}, {}, total, setting, tuple(calls))
+    similarity, known = alignment.similarity, tuple(calls)
+    return Statistics(
+        similarity, {}, {}, {}, {}, {}, {}, total, setting, known, notes=parents.notes
+    )
 
 
 def as_calls(

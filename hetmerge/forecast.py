@@ -27,7 +27,7 @@ from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.polish_cost import PolishCost, polish_cost
 from hetmerge.polishing import Polish
-from hetmerge.relatives import relatives, relatives_notes
+from hetmerge.relatives import relatives
 from hetmerge.setting import Setting, build_setting
 from hetmerge.tracing.expr import size
 from hetmerge.tracing.spaces import Space
@@ -110,9 +110,10 @@ def forecast(
         PlanError: no configuration of the family has the merged sizes.
         AlignmentError: the parents do not correspond.
     """
+    parents = relatives(models)
     networks = [
         Network(m, calls[0], str(models[i].folder), member=i, fold=False)
-        for i, m in enumerate(relatives(models))
+        for i, m in enumerate(parents.models)
     ]
     alignment = align_by_position(networks)
     setting = build_setting(networks, alignment, calls[0])
@@ -162,7 +163,7 @@ def forecast(
         applying_bytes=applying.peak_bytes,
         flops=single,
         seconds=single / _rate(),
-        notes=[*relatives_notes(models), *configuration_notes(setting), *notes, *applying.notes],
+        notes=[*parents.notes, *configuration_notes(setting), *notes, *applying.notes],
         polish=trained,
     )
 

@@ -30,7 +30,7 @@ from hetmerge.network import Network
 from hetmerge.options import IN_MEMORY, MATCHES, Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
-from hetmerge.relatives import relatives, relatives_notes
+from hetmerge.relatives import relatives
 from hetmerge.score_scales import unscaled
 from hetmerge.setting import Setting, build_setting
 from hetmerge.vocabulary import Vocabulary
@@ -279,7 +279,7 @@ def plan_statistics(
             for k, p in partitions.items()
         ],
         notes=(
-            *relatives_notes(models),
+            *statistics.notes,
             *configuration_notes(setting),
             *_passage_notes(setting),
             *matching.notes,
@@ -351,7 +351,7 @@ def setting_of(
                 "(tensor names and shapes must be equal)"
             )
     call = call_from(plan.inputs)
-    parents = enumerate(relatives(models))
+    parents = enumerate(relatives(models).models)
     networks = [Network(model, call, f"models[{m}]", member=m) for m, model in parents]
     stages = find_stages(networks, plan.blocks)
     alignment = Alignment(stages, plan.slots, plan.similarities, plan.base)

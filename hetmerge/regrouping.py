@@ -19,22 +19,24 @@ from hetmerge.weights import Repeat, tensors_of
 HEADS, GROUPS = "num_attention_heads", "num_key_value_heads"
 
 
-def regrouped(models: Sequence[nn.Module | Checkpoint]) -> list[nn.Module | Checkpoint]:
-    """The parents; those whose groups do not go with the others' compute the same with more."""
-    found: list[nn.Module | Checkpoint] = []
-    for model, groups in zip(models, _wanted(models), strict=True):
-        found.append(model if groups is None else _with_groups(model, groups))
-    return found
+def regrouped(
+    models: Sequence[nn.Module | Checkpoint],
+) -> tuple[list[nn.Module | Checkpoint], list[str]]:
+    """The parents; those whose groups do not go with the others' compute the same with more.
 
-
-def regrouping_notes(models: Sequence[nn.Module | Checkpoint]) -> list[str]:
-    """Remarks on the parents that :func:`regrouped` changes."""
-    return [
-        f"models[{m}]: keys and values of {_counts(model)[1]} groups are repeated for {groups}, "
-        "because another parent has no such groups"
-        for m, (model, groups) in enumerate(zip(models, _wanted(models), strict=True))
-        if groups is not None
-    ]
+    Returns:
+        The parents, and remarks on those that change.
+    """
+    found, notes = list(models), []
+    for m, groups in enumerate(_wanted(models)):
+        larger = _with_groups(models[m], groups) if groups is not None else None
+        if larger is not None:
+            found[m] = larger
+            notes.append(
+                f"models[{m}]: keys and values of {_counts(models[m])[1]} groups are repeated for "
+                f"{groups}, because another parent has no such groups"
+            )
+    return found, notes
 
 
 def _wanted(models: Sequence[nn.Module | Checkpoint]) -> list[int | None]:
@@ -64,14 +66,14 @@ def _counts(model: nn.Module | Checkpoint) -> tuple[int, int]:
     return (heads, groups) if isinstance(heads, int) and isinstance(groups, int) else (0, 0)
 
 
-def _with_groups(model: nn.Module | Checkpoint, groups: int) -> nn.Module | Checkpoint:
-    """The same function with so many groups; the model as it is where its layout does not allow."""
+def _with_groups(model: nn.Module | Checkpoint, groups: int) -> nn.Module | Checkpoint | None:
+    """The same function with so many groups; None where its layout does not allow it."""
     module: Any = model.module if isinstance(model, Checkpoint) else model
     config = with_fields(module, {GROUPS: groups})
     larger = empty(type(module), config)
     repeats = _repeats(module, larger, _counts(model)[1], groups)
     if repeats is None:
-        return model
+        return None
     if isinstance(model, Checkpoint):
         return Checkpoint(model.folder, larger, model.state.repeated(repeats))
     state = {n: repeats[n].of(t) if n in repeats else t for n, t in state_of(module).items()}

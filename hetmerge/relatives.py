@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 from torch import nn
 
 from hetmerge.lazy import Checkpoint
-from hetmerge.regrouping import regrouped, regrouping_notes
-from hetmerge.restating import restated, restating_notes
+from hetmerge.regrouping import regrouped
+from hetmerge.restating import restated
 
 
-def relatives(models: Sequence[nn.Module | Checkpoint]) -> list[nn.Module | Checkpoint]:
-    """The parents; what cannot be merged as it is computes the same in another form."""
-    return regrouped(restated(models))
+@dataclass(frozen=True)
+class Relatives:
+    """Parents that can be merged, and remarks on those that are in another form than given."""
+
+    models: list[nn.Module | Checkpoint]
+    notes: tuple[str, ...]
 
 
-def relatives_notes(models: Sequence[nn.Module | Checkpoint]) -> list[str]:
-    """Remarks on the parents that :func:`relatives` changes."""
-    return [*restating_notes(models), *regrouping_notes(models)]
+def relatives(models: Sequence[nn.Module | Checkpoint]) -> Relatives:
+    """The parents; what cannot be merged as it is computes the same in another form.
+
+    Raises:
+        AlignmentError: classes with tensors of the same names make other functions of them.
+    """
+    stated, notes = restated(models)
+    found, more = regrouped(stated)
+    return Relatives(found, (*notes, *more))

@@ -56,26 +56,24 @@ class Restated:
     tensors: dict[str, tuple[str, range] | None]
 
 
-def restated(models: Sequence[nn.Module | Checkpoint]) -> list[nn.Module | Checkpoint]:
+def restated(
+    models: Sequence[nn.Module | Checkpoint],
+) -> tuple[list[nn.Module | Checkpoint], list[str]]:
     """The parents, all in one class if they have several and one of these can state all of them.
+
+    Returns:
+        The parents, and remarks on those that change.
 
     Raises:
         AlignmentError: classes with tensors of the same names make other functions of them.
     """
-    found = _found(models)
-    return [
-        model if how is None else _as(model, how) for model, how in zip(models, found, strict=True)
-    ]
-
-
-def restating_notes(models: Sequence[nn.Module | Checkpoint]) -> list[str]:
-    """Remarks on the parents that :func:`restated` changes."""
-    kinds = [type(_module(model)).__name__ for model in models]
-    return [
-        f"models[{m}]: {kinds[m]} is stated as {type(how.module).__name__}, which computes the same"
-        for m, how in enumerate(_found(models))
-        if how is not None
-    ]
+    found, notes = list(models), []
+    for m, how in enumerate(_found(models)):
+        if how is not None:
+            mine, theirs = type(_module(models[m])).__name__, type(how.module).__name__
+            found[m] = _as(models[m], how)
+            notes.append(f"models[{m}]: {mine} is stated as {theirs}, which computes the same")
+    return found, notes
 
 
 def _found(models: Sequence[nn.Module | Checkpoint]) -> list[Restated | None]:
