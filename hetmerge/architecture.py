@@ -10,7 +10,7 @@ from typing import Any
 from torch.fx import Node
 
 from hetmerge.errors import PlanError
-from hetmerge.huggingface import is_pretrained, merged_shapes, with_fields
+from hetmerge.huggingface import follows, is_pretrained, merged_shapes, with_fields
 from hetmerge.lazy import empty
 from hetmerge.partition import merged_size
 from hetmerge.setting import Setting
@@ -48,7 +48,7 @@ def target_of(setting: Setting, fields: Mapping[str, int]) -> Target:
             f"architecture: got {dict(fields)} for a {kind}; allowed for transformers models "
             "(give width= instead)"
         )
-    numbers = [k for k, v in base.config.to_dict().items() if type(v) is int]
+    numbers = [k for k, v in base.config.to_dict().items() if type(v) is int or follows(k, v)]
     for name in fields:
         if name not in numbers:
             raise PlanError(

@@ -90,13 +90,16 @@ def is_likely(setting: Setting, widths: Mapping[int, int]) -> bool:
 
 def _fields(setting: Setting, widths: Mapping[int, int]) -> dict[str, list[Any]]:
     """Fields of the configuration that may change -> their values, likeliest first."""
-    values = _values(setting.skeleton.model.config)
+    base: Any = setting.skeleton.model
+    values = _values(base.config)
     configs = [_values(_source(parent.model)) for parent in setting.parents]
     sizes = _sizes(setting, widths)
     fields = {
         name: _candidates(value, [config.get(name) for config in configs], sizes)
         for name, value in values.items()
     }
+    unset = [name for name, value in base.config.to_dict().items() if follows(name, value)]
+    fields |= {name: list(dict.fromkeys([None, *(n for _, n in sizes)])) for name in unset}
     theirs = [head_size(parent.model) for parent in setting.parents]
     if all(theirs):  # read by some classes that do not declare it
         declared = values.get(HEAD_SIZE)
@@ -144,6 +147,12 @@ def configuration_notes(setting: Setting) -> list[str]:
         f"the parents' configurations differ in {'; '.join(shown)}: the merged model has those of "
         f"models[{setting.alignment.base}]"
     ]
+
+
+def follows(name: str, value: Any) -> bool:
+    """A field of a configuration that counts something, and follows from others while it is None,
+    such as n_inner of GPT-2."""
+    return value is None and name.startswith(("n_", "num_"))
 
 
 def head_size(model: nn.Module) -> int | None:

@@ -44,6 +44,14 @@ def test_what_is_not_named_is_the_deepest_parents() -> None:
     assert {k for k in base if mine[k] != base[k]} == {"hidden_size", "dtype"}
 
 
+def test_numbers_that_follow_from_others_can_be_named() -> None:
+    parents = [hf.lively(hf.gpt2(2, 16), 1), hf.lively(hf.gpt2(2, 16), 2)]
+    assert parents[0].config.n_inner is None
+    merged = hm.merge(parents, hf.tokens(), architecture={"n_inner": 80}, progress=False).model
+    assert merged.config.n_inner == 80
+    assert merged.transformer.h[0].mlp.c_fc.weight.shape == (16, 80)
+
+
 def test_union_as_an_architecture_is_the_union() -> None:
     parents = [hf.lively(hf.gpt2(2, 16), 1).double(), hf.lively(hf.gpt2(2, 16), 2).double()]
     fields = {"n_embd": 32, "n_head": 4}
