@@ -114,8 +114,9 @@ def check_reached(setting: Setting, target: Target, widths: Mapping[int, int]) -
             raise PlanError(
                 f"architecture: {target.fields} needs {name!r} to be {_shown(wanted)}, the merge "
                 f"of these parents makes it {_shown(mine)}; depth is that of the deepest parent, "
-                "heads are as many as in the parent with most or more, and vocabularies, "
-                "positions and rotary frequencies stay as they are"
+                "heads are as many as in the parent with most or more (fewer only with "
+                "match='pca', between heads of one size), and vocabularies, positions and rotary "
+                "frequencies stay as they are"
             )
 
 

@@ -44,6 +44,15 @@ def test_what_is_not_named_is_the_deepest_parents() -> None:
     assert {k for k in base if mine[k] != base[k]} == {"hidden_size", "dtype"}
 
 
+def test_fewer_heads_than_the_widest_parent() -> None:
+    fields = {"hidden_size": 32, "num_attention_heads": 4, "num_key_value_heads": 2}
+    merge = {"architecture": fields, "progress": False}
+    merged = hm.merge(llamas(), hf.tokens(), match="pca", **merge).model
+    assert {name: getattr(merged.config, name) for name in fields} == fields
+    with pytest.raises(hm.PlanError, match="fewer only with match='pca'"):
+        hm.plan(llamas(), hf.tokens(), match="zip", **merge)
+
+
 def test_numbers_that_follow_from_others_can_be_named() -> None:
     parents = [hf.lively(hf.gpt2(2, 16), 1), hf.lively(hf.gpt2(2, 16), 2)]
     assert parents[0].config.n_inner is None
