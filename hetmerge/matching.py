@@ -11,12 +11,12 @@ from torch import Tensor
 
 from hetmerge.agreement import Agreement, agreement
 from hetmerge.calibration import Statistics
-from hetmerge.errors import InputError
 from hetmerge.fixed_order import FixedOrder
 from hetmerge.gathering import Gathered
 from hetmerge.heads import best_units, keep_units
-from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
-from hetmerge.nested import inner_similarity, outer_similarity
+from hetmerge.labelling import Labelling
+from hetmerge.labels import positional_partition, similarity_of
+from hetmerge.nested import apart, inner_similarity, match_inside, outer_similarity
 from hetmerge.ops.moments import Moments
 from hetmerge.options import Options
 from hetmerge.partition import Partition, union
@@ -80,8 +80,10 @@ class Matcher:
         self._fixed = FixedOrder(self.setting, statistics.calls[0])
         self.partitions: dict[int, Partition] = {}
         self.similarities: dict[int, Tensor] = {}
+        self._nests: dict[int, tuple[int, Tensor]] = {}
         self.agreements: dict[int, Agreement] = {}
         self.notes: list[str] = []
+        self._labelling = Labelling(options, self.weights, self.notes, overwrite=self.streams)
         self._directed: dict[int, Directions] = {}
 
     def match(self, width: Width) -> Matching:
@@ -206,6 +208,8 @@ class Matcher:
             partition = self._whole(space, sizes, target)
             if partition is not None:
                 return partition
+        if space.index in self._nests:
+            return self._inside(space, sizes, target)
         nests = [nest for nest in self.statistics.nested if nest[0] == space.index]
         if nests:
             return self._outer(space, nests, sizes, max(target, widest))
@@ -309,63 +313,37 @@ class Matcher:
             for nest in nests
         }
         alike = [outer_similarity(together, counts, inner) for together, inner in found.values()]
-        similarity = torch.stack(alike).mean(0)
-        partition = self._heard(space, "permute", similarity, sizes, target)
+        partition = self._heard(space, "permute", torch.stack(alike).mean(0), sizes, target)
         chosen = torch.cat([partition.labels[m] for m in sizes])
-        for space_inside, (together, inner) in found.items():
-            self.similarities[space_inside] = inner_similarity(together, counts, inner, chosen)
+        for inside, (together, inner) in found.items():
+            if apart(self.setting, space.index, inside):
+                self._nests[inside] = (space.index, together)
+            else:
+                self.similarities[inside] = inner_similarity(together, counts, inner, chosen)
+        return partition
+
+    def _inside(self, space: Space, sizes: dict[int, int], target: int) -> Partition:
+        """The features inside groups and heads, anew in each that was matched."""
+        outer, together = self._nests.pop(space.index)
+        partition, found = match_inside(
+            self._labelling,
+            space.name,
+            together,
+            sizes,
+            (outer, self.partitions[outer]),
+            target,
+        )
+        chance = self.statistics.chance.get(space.name)
+        whole = {m: labels.numel() for m, labels in found.items()}
+        self.agreements[space.index] = agreement(together, whole, found, chance)
         return partition
 
     def _heard(
         self, space: Space, match: str, similarity: Tensor, sizes: dict[int, int], target: int
     ) -> Partition:
-        """Match the parents that have a weight; features of the others join what they resemble."""
-        silent = [m for m in sizes if self.weights[m] == 0]
-        if len(silent) in (0, len(sizes)):
-            return self._match(space, match, similarity, sizes, target)
-        parent = torch.repeat_interleave(
-            torch.tensor(list(sizes)), torch.tensor(list(sizes.values()))
-        )
-        heard = ~torch.isin(parent, torch.tensor(silent))
-        active = {m: count for m, count in sizes.items() if m not in silent}
-        width = min(target, sum(active.values()))
-        partition = union(active)
-        if width < sum(active.values()):
-            partition = self._match(space, match, similarity[heard][:, heard], active, width)
-        flat = torch.cat([partition.labels[m] for m in active])
-        labels = dict(partition.labels)
-        for m in silent:
-            labels[m] = flat[similarity[parent == m][:, heard].argmax(1)]
-        return Partition(width, dict(sorted(labels.items())))
-
-    def _match(
-        self, space: Space, match: str, similarity: Tensor, sizes: dict[int, int], target: int
-    ) -> Partition:
-        counts, options = list(sizes.values()), self.options
-        # A selection keeps heads whole and pairs their features, unless they become fewer.
-        if match == "permute" or (match in ("select", "pca") and target >= max(counts)):
-            if target < max(counts):
-                raise InputError(
-                    f"width: {target} for space {space.name!r} is below its widest parent "
-                    f"({max(counts)}); match='permute' cannot shrink a parent: use match='zip' "
-                    "or a larger width"
-                )
-            labels = permute_labels(similarity, counts, target)
-        else:
-            labels, relaxed = zip_labels(
-                similarity,
-                counts,
-                target,
-                options.alpha,
-                options.beta,
-                options.backend,
-                overwrite=self.streams,
-            )
-            if relaxed:
-                self.notes.append(
-                    f"space {space.name!r}: within-model budgets ran out and were relaxed"
-                )
-        return Partition(target, dict(zip(sizes, labels.split(counts), strict=True)))
+        blocks = list(sizes.items())
+        width, labels = self._labelling.labels(space.name, match, similarity, blocks, target)
+        return Partition(width, dict(zip(sizes, labels, strict=True)))
 
 
 def about_zero(moments: Moments) -> Tensor:

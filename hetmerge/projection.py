@@ -15,7 +15,14 @@ from hetmerge.correspondence import Correspondence
 from hetmerge.layers import op_name, tensor_names
 from hetmerge.network import Network
 from hetmerge.ops.project import project
-from hetmerge.partition import Partition, dim_labels, merged_size, product_labels, through
+from hetmerge.partition import (
+    Partition,
+    Spread,
+    dim_labels,
+    merged_size,
+    product_labels,
+    through,
+)
 from hetmerge.score_scales import score_factors
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Expr, Leaf
@@ -62,17 +69,17 @@ class Projector:
         self.widths = {space: p.width for space, p in partitions.items()}
         self._factors = score_factors(setting, self.widths)
 
-    def _table(self, parent: int) -> dict[int, tuple[Tensor, int]]:
+    def _table(self, parent: int) -> dict[int, Spread]:
         return {
-            space: (partition.labels[parent], partition.width)
+            space: partition.of(parent)
             for space, partition in self.partitions.items()
             if parent in partition.labels
         }
 
-    def _behind(self, parent: int, mapped: Iterable[int]) -> dict[int, tuple[Tensor, int]]:
+    def _behind(self, parent: int, mapped: Iterable[int]) -> dict[int, Spread]:
         """The labels once dense maps have brought these spaces to their merged size."""
         widths = {space: self.partitions[space].width for space in mapped}
-        done = {space: (torch.arange(width), width) for space, width in widths.items()}
+        done = {space: Spread(torch.arange(width), width) for space, width in widths.items()}
         return {**self._tables[parent], **done}
 
     def labels(self, expr: Expr, parent: int) -> tuple[Tensor, int]:
