@@ -13,14 +13,14 @@ from torch import Tensor
 from hetmerge.batches import Call, comparable, positions
 from hetmerge.errors import InputError
 from hetmerge.execution import Walker
-from hetmerge.features import View, part, take, views_of
-from hetmerge.nested import nest_of
+from hetmerge.features import View, take, take_units, views_of
+from hetmerge.nested import nest_at
 from hetmerge.network import release
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting
 from hetmerge.streams import Squares, whole_axes, whole_rows
-from hetmerge.tracing.expr import Concat, Expr, Product
+from hetmerge.tracing.expr import located
 
 CHANCE_SAMPLES = 250  # inputs that tell what correlates by chance
 CHANCE_FEATURES = 2048  # of a parent, that tell it
@@ -198,34 +198,27 @@ def _nested_views(
 
     Where layers read them; of what no layer reads as a whole, such as queries, where it is made.
     """
-    graph = setting.skeleton.graph
-    found: dict[tuple[int, int], list[View]] = {}
-    for space, seen in views.items():
-        for view in (v for v in seen if v.path):
-            whole = View(view.node, view.dim, view.path[:-1])
-            nest = nest_of(part(graph.values[view.node][view.dim], whole.path), graph.spaces)
-            if nest and nest[0] == space and setting.members(nest[0]) == setting.members(nest[1]):
-                found.setdefault(nest, []).append(whole)
+    graph, layers = setting.skeleton.graph, setting.skeleton.layers
+    found: dict[Nest, list[View]] = {}
+    read = dict.fromkeys((view.node, view.dim) for seen in views.values() for view in seen)
+    for node, dim in read:
+        _add_nests(setting, found, node, dim)
     made: dict[Nest, list[View]] = {}
-    for layer in setting.skeleton.layers:
-        exprs = graph.values[layer.tail]
-        for path, expr in _products(exprs[layer.feature_dim], ()):
-            nest = nest_of(expr, graph.spaces)
-            members = setting.members(nest[0]) if nest else ()
-            known = len(members) > 1 and all(setting.links[m].node(layer.tail) for m in members)
-            if nest and nest not in found and known and members == setting.members(nest[1]):
-                view = View(layer.tail, layer.feature_dim % len(exprs), path)
-                made.setdefault(nest, []).append(view)
-    return {**found, **made}
+    for layer in layers:
+        _add_nests(setting, made, layer.tail, layer.feature_dim % len(graph.values[layer.tail]))
+    return {**made, **found}
 
 
-def _products(expr: Expr, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Expr]]:
-    """The products in an expression, fused parts one by one, with their paths."""
-    if isinstance(expr, Product):
-        yield path, expr
-    elif isinstance(expr, Concat):
-        for i, inner in enumerate(expr.parts):
-            yield from _products(inner, (*path, i))
+def _add_nests(setting: Setting, found: dict[Nest, list[View]], node: str, dim: int) -> None:
+    """The nests in one dimension of a node that several parents compute."""
+    graph = setting.skeleton.graph
+    expr = graph.values[node][dim]
+    for path, _ in located(expr):
+        nest = nest_at(expr, path, graph.spaces)
+        members = setting.members(nest[0]) if nest else ()
+        known = len(members) > 1 and all(setting.links[m].node(node) for m in members)
+        if nest and known and members == setting.members(nest[1]):
+            found.setdefault(nest, []).append(View(node, dim, path))
 
 
 def _shared_views(setting: Setting) -> dict[int, list[View]]:
@@ -269,7 +262,7 @@ def _update(
         dim = view.dim if found.dim() == value.dim() else 1
         if shifted:
             found = found.roll(turn * len(found) // len(value), 0)
-        features.append(take(found, expr, dim, view.path))
+        features.append((take_units if visit.nest else take)(found, expr, dim, view.path))
     if len({_positions(x) for x in features}) > 1:
         return
     if shifted:

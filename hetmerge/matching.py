@@ -16,7 +16,7 @@ from hetmerge.gathering import Gathered
 from hetmerge.heads import best_units, keep_units
 from hetmerge.labelling import Labelling
 from hetmerge.labels import positional_partition, similarity_of
-from hetmerge.nested import apart, inner_similarity, match_inside, outer_similarity
+from hetmerge.nested import apart, match_inside, outer_similarity
 from hetmerge.ops.moments import Moments
 from hetmerge.options import Options
 from hetmerge.partition import Partition, union
@@ -79,8 +79,6 @@ class Matcher:
         self._places = Places(self.setting, statistics.calls, options)
         self._fixed = FixedOrder(self.setting, statistics.calls[0])
         self.partitions: dict[int, Partition] = {}
-        self.similarities: dict[int, Tensor] = {}
-        self._nests: dict[int, tuple[int, Tensor]] = {}
         self.agreements: dict[int, Agreement] = {}
         self.notes: list[str] = []
         self._labelling = Labelling(options, self.weights, self.notes, overwrite=self.streams)
@@ -208,20 +206,16 @@ class Matcher:
             partition = self._whole(space, sizes, target)
             if partition is not None:
                 return partition
-        if space.index in self._nests:
-            return self._inside(space, sizes, target)
+        if nest := self._nest(space):
+            return self._inside(space, nest, sizes, target)
         nests = [nest for nest in self.statistics.nested if nest[0] == space.index]
         if nests:
             return self._outer(space, nests, sizes, max(target, widest))
-        similarity = self.similarities.get(space.index)
-        if similarity is None and (moments is None or space.index in self._between):
+        if moments is None or space.index in self._between:
             return self._unseen(space, sizes, target)
         if options.match in ("select", "pca") and not nested(self._spaces, space.index):
-            assert moments is not None
             return self._select(space, moments, sizes, target)
-        if similarity is None:
-            assert moments is not None
-            similarity = similarity_of(moments)
+        similarity = similarity_of(moments)
         shown = similarity
         if self.streams:  # matching takes the memory of what it reads
             self.statistics.moments.pop(space.name, None)
@@ -305,38 +299,40 @@ class Matcher:
     ) -> Partition:
         """Groups and heads meet one to one, as their features match best; then the features."""
         counts = list(sizes.values())
-        found = {
-            nest[1]: (
+        alike = [
+            outer_similarity(
                 similarity_of(self.statistics.nested[nest]),
+                counts,
                 [self.setting.width(m, nest[1]) for m in sizes],
             )
             for nest in nests
-        }
-        alike = [outer_similarity(together, counts, inner) for together, inner in found.values()]
-        partition = self._heard(space, "permute", torch.stack(alike).mean(0), sizes, target)
-        chosen = torch.cat([partition.labels[m] for m in sizes])
-        for inside, (together, inner) in found.items():
-            if apart(self.setting, space.index, inside):
-                self._nests[inside] = (space.index, together)
-            else:
-                self.similarities[inside] = inner_similarity(together, counts, inner, chosen)
-        return partition
+        ]
+        return self._heard(space, "permute", torch.stack(alike).mean(0), sizes, target)
 
-    def _inside(self, space: Space, sizes: dict[int, int], target: int) -> Partition:
+    def _inside(
+        self, space: Space, nest: tuple[int, int], sizes: dict[int, int], target: int
+    ) -> Partition:
         """The features inside groups and heads, anew in each that was matched."""
-        outer, together = self._nests.pop(space.index)
-        partition, found = match_inside(
-            self._labelling,
-            space.name,
-            together,
-            sizes,
-            (outer, self.partitions[outer]),
-            target,
-        )
+        together = similarity_of(self.statistics.nested[nest])
+        outer = (nest[0], self.partitions[nest[0]])
+        partition, found = match_inside(self._labelling, space.name, together, sizes, outer, target)
+        whole = {m: len(labels) for m, labels in found.items()}
         chance = self.statistics.chance.get(space.name)
-        whole = {m: labels.numel() for m, labels in found.items()}
         self.agreements[space.index] = agreement(together, whole, found, chance)
         return partition
+
+    def _nest(self, space: Space) -> tuple[int, int] | None:
+        """The space in a matched outer one in whose units its order may differ."""
+        return next(
+            (
+                nest
+                for nest in self.statistics.nested
+                if nest[1] == space.index
+                and nest[0] in self.partitions
+                and apart(self.setting, *nest)
+            ),
+            None,
+        )
 
     def _heard(
         self, space: Space, match: str, similarity: Tensor, sizes: dict[int, int], target: int

@@ -9,23 +9,29 @@ from torch import Tensor
 
 from hetmerge.labelling import Labelling
 from hetmerge.ops.assignment import linear_sum_assignment
-from hetmerge.partition import Partition, within
+from hetmerge.partition import Partition, owner, within
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Concat, Expr, Leaf, Product
 from hetmerge.tracing.graph import SpaceGraph
 from hetmerge.tracing.spaces import Space
 
 
-def nest_of(expr: Expr, spaces: Sequence[Space]) -> tuple[int, int] | None:
-    """(outer, inner) if an axis is the product of a free outer space and a space nested in it."""
-    if not isinstance(expr, Product) or len(expr.parts) != 2:
+def nest_at(expr: Expr, path: Sequence[int], spaces: Sequence[Space]) -> tuple[int, int] | None:
+    """(outer, inner) if what lies at `path` of a dimension stands in the units of one outer space,
+    and may have another order in each."""
+    outer: list[Expr] = []
+    for i in path:
+        assert isinstance(expr, (Product, Concat))
+        if isinstance(expr, Product):
+            if i == 0 and len(expr.parts) > 1:
+                return None
+            outer += [part for k, part in enumerate(expr.parts) if k != i]
+        expr = expr.parts[i]
+    if len(outer) != 1 or not (isinstance(outer[0], Leaf) and isinstance(expr, Leaf)):
         return None
-    outer, inner = expr.parts
-    if not (isinstance(outer, Leaf) and isinstance(inner, Leaf)):
-        return None
-    if min(outer.space, inner.space) < 0 or outer.space not in spaces[inner.space].structure:
-        return None
-    return (outer.space, inner.space) if spaces[outer.space].free else None
+    known = min(outer[0].space, expr.space) >= 0
+    nested = known and outer[0].space in spaces[expr.space].structure
+    return (outer[0].space, expr.space) if nested else None
 
 
 def outer_similarity(similarity: Tensor, outer: Sequence[int], inner: Sequence[int]) -> Tensor:
@@ -48,57 +54,20 @@ def outer_similarity(similarity: Tensor, outer: Sequence[int], inner: Sequence[i
     return found
 
 
-def inner_similarity(
-    similarity: Tensor, outer: Sequence[int], inner: Sequence[int], labels: Tensor
-) -> Tensor:
-    """Correlation of inner features over the outer units that were matched.
-
-    Args:
-        labels: [sum(outer)] cluster of every outer unit, parent after parent.
-
-    Returns:
-        [sum(inner), sum(inner)], the mean over pairs of outer units in one cluster.
-    """
-    blocks = _blocks(outer, inner)
-    starts = [0, *torch.tensor(list(inner)).cumsum(0).tolist()]
-    parent = torch.repeat_interleave(torch.arange(len(outer)), torch.tensor(list(outer))).tolist()
-    total = similarity.new_zeros(starts[-1], starts[-1])
-    count = torch.zeros_like(total)
-    for i, a in enumerate(blocks):
-        for j, b in enumerate(blocks):
-            if labels[i] == labels[j] and (i == j or parent[i] != parent[j]):
-                rows = slice(starts[parent[i]], starts[parent[i] + 1])
-                cols = slice(starts[parent[j]], starts[parent[j] + 1])
-                total[rows, cols] += similarity[a, b]
-                count[rows, cols] += 1
-    return total / count.clamp_min(1)
-
-
 def apart(setting: Setting, outer: int, inner: int) -> bool:
-    """Every parent says of each of its inner features which outer unit it stands in.
-
-    Then the order inside may be another one in every unit.
-    """
+    """The order of inner features may be another one in every outer unit, in all parents: each of
+    their tensors says which unit an element belongs to, along the same dimension or one of rows."""
     links = [setting.links[m] for m in setting.members(inner)]
-    return all(_leads(link.parent.graph, link.spaces[outer], link.spaces[inner]) for link in links)
+    return all(_says(link.parent.graph, link.spaces[outer], link.spaces[inner]) for link in links)
 
 
-def _leads(graph: SpaceGraph, outer: int, inner: int) -> bool:
+def _says(graph: SpaceGraph, outer: int, inner: int) -> bool:
     space = graph.spaces[inner]
+    owners = [(o, owner(graph.tensors[o.tensor], o.dim, o.path, outer)) for o in space.where]
     return outer in space.structure and all(
-        _in_front(graph.tensors[o.tensor][o.dim], o.path, outer) for o in space.where
+        dim == o.dim or (dim is not None and (o.tensor, dim) not in graph.consumed)
+        for o, dim in owners
     )
-
-
-def _in_front(expr: Expr, path: Sequence[int], outer: int) -> bool:
-    """On the way to what lies at `path`, the outer space is an earlier part of a product."""
-    for i in path:
-        assert isinstance(expr, (Product, Concat))
-        before = expr.parts[:i] if isinstance(expr, Product) else ()
-        if any(isinstance(part, Leaf) and part.space == outer for part in before):
-            return True
-        expr = expr.parts[i]
-    return False
 
 
 def match_inside(
@@ -127,7 +96,7 @@ def match_inside(
     clusters = torch.cat([units.labels[m] for m in sizes])
     found: dict[int, Tensor] = {}
     width = 0
-    for cluster in clusters.unique():
+    for cluster in clusters[clusters >= 0].unique():
         here = (clusters == cluster).nonzero().flatten().tolist()
         at = torch.cat([torch.arange(blocks[i].start, blocks[i].stop) for i in here])
         own = [(owners[i], sizes[owners[i]]) for i in here]
@@ -138,7 +107,7 @@ def match_inside(
         found.update(zip(here, labels, strict=True))
     inside = torch.arange(len(owners)).split([len(units.labels[m]) for m in sizes])
     stacked = {
-        m: torch.stack([found[i] for i in mine.tolist()])
+        m: torch.stack([found.get(i, torch.zeros(sizes[m]).long()) for i in mine.tolist()])
         for m, mine in zip(sizes, inside, strict=True)
     }
     flat = {m: within(units.labels[m][:, None], x, width).flatten() for m, x in stacked.items()}

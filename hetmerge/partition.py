@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from hetmerge.tracing.expr import Concat, Expr, Leaf, Product
+from hetmerge.tracing.expr import Concat, Expr, Leaf, Product, leaves
 
 
 @dataclass(frozen=True)
@@ -98,14 +98,18 @@ def union(sizes: Mapping[int, int]) -> Partition:
     return Partition(start, labels)
 
 
-def dim_labels(expr: Expr, partitions: Mapping[int, Spread]) -> tuple[Tensor, int]:
+def dim_labels(
+    expr: Expr, partitions: Mapping[int, Spread], units: Mapping[int, int] | None = None
+) -> tuple[Tensor, int]:
     """Merged position of every element of one tensor dimension (-1: not kept), and the merged size.
 
     Args:
         expr: how the dimension is built from the parent's spaces.
         partitions: space -> where the parent's features go; others keep their order.
+        units: outer space -> its unit that the dimension stands in, where another one says so.
     """
-    labels, merged = _labels(expr, partitions, {}, 1)
+    known = {k: torch.tensor([unit]) for k, unit in (units or {}).items()}
+    labels, merged = _labels(expr, partitions, known, 1)
     return labels[0], merged
 
 
@@ -158,6 +162,44 @@ def product_labels(parts: Sequence[tuple[Tensor, int]]) -> tuple[Tensor, int]:
     return labels, merged
 
 
+def owner(exprs: Sequence[Expr], dim: int, path: Sequence[int], outer: int) -> int | None:
+    """The dimension of a tensor that says which unit of the outer space an element stands in.
+
+    Args:
+        exprs: how its dimensions are built.
+        dim, path: where the element's space is.
+
+    Returns:
+        `dim` where the outer space is an earlier part of a product around it; else the one other
+        dimension that has the outer space; None if there is none, or several.
+    """
+    expr = exprs[dim]
+    for i in path:
+        assert isinstance(expr, (Product, Concat))
+        if isinstance(expr, Product) and outer in _spaces(expr.parts[:i]):
+            return dim
+        expr = expr.parts[i]
+    others = [d for d, other in enumerate(exprs) if d != dim and outer in _spaces(_parts(other))]
+    return others[0] if len(others) == 1 else None
+
+
+def unit_numbers(expr: Expr, outer: int, partitions: Mapping[int, Spread]) -> Tensor:
+    """int64 [size]: the unit of an outer space, one of the parts, that each element stands in."""
+    parts = _parts(expr)
+    sizes = [size_of(part, partitions) for part in parts]
+    at = [isinstance(part, Leaf) and part.space == outer for part in parts].index(True)
+    before, after = math.prod(sizes[:at]), math.prod(sizes[at + 1 :])
+    return torch.arange(sizes[at]).repeat_interleave(after).repeat(before)
+
+
+def _parts(expr: Expr) -> tuple[Expr, ...]:
+    return expr.parts if isinstance(expr, Product) else (expr,)
+
+
+def _spaces(parts: Sequence[Expr]) -> list[int]:
+    return [part.space for part in parts if isinstance(part, Leaf)]
+
+
 def through(
     tensor: Tensor,
     dim: int,
@@ -173,18 +215,16 @@ def through(
         matrices: the parent's space -> [size, width], or of all that stands inside the space;
             other spaces stay as they are.
     """
+    if not any(leaf.space in matrices for leaf in leaves(expr)):
+        return tensor
     if isinstance(expr, Leaf):
-        if expr.space not in matrices:
-            return tensor
         matrix = matrices[expr.space].to(tensor)
         read: Tensor = torch.tensordot(tensor, matrix, ([dim], [0])).movedim(-1, dim)
         return read
-    sizes = [_size(part, partitions) for part in expr.parts]
+    sizes = [size_of(part, partitions) for part in expr.parts]
     if isinstance(expr, Concat):
         pieces = zip(tensor.split(sizes, dim), expr.parts, strict=True)
         return torch.cat([through(x, dim, part, partitions, matrices) for x, part in pieces], dim)
-    if not sizes:
-        return tensor
     first = expr.parts[0]
     whole = matrices.get(first.space) if isinstance(first, Leaf) else None
     if whole is not None and len(whole) == tensor.shape[dim] != sizes[0]:
@@ -197,12 +237,12 @@ def through(
     return flat
 
 
-def _size(expr: Expr, partitions: Mapping[int, Spread]) -> int:
+def size_of(expr: Expr, partitions: Mapping[int, Spread]) -> int:
     """Of a dimension in the parent."""
     if isinstance(expr, Leaf):
         found = partitions.get(expr.space)
         return found.labels.shape[-1] if found else expr.size
-    sizes = [_size(part, partitions) for part in expr.parts]
+    sizes = [size_of(part, partitions) for part in expr.parts]
     return math.prod(sizes) if isinstance(expr, Product) else sum(sizes)
 
 
