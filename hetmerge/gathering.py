@@ -72,7 +72,7 @@ def gather(
     on_disk = not setting.skeleton.in_memory
     segments = by_unit(setting, visits) if on_disk else [visits]
     runs = [_walkers(setting, call) for call in calls] if on_disk else [None] * len(calls)
-    gathering = _Gathering(setting, within)
+    gathering = _Gathering(setting, visits, within)
     for number, segment in enumerate(_tracked(progress, segments, on_disk)):
         seen = 0
         items = list(zip(calls, runs, strict=True))
@@ -126,8 +126,9 @@ def by_unit(setting: Setting, visits: Sequence[Visit]) -> list[list[Visit]]:
 class _Gathering:
     """Moments that are being gathered."""
 
-    def __init__(self, setting: Setting, within: bool) -> None:
+    def __init__(self, setting: Setting, visits: Sequence[Visit], within: bool) -> None:
         self.setting, self.within = setting, within
+        self.inside = {visit.nest[1] for visit in visits if visit.nest}
         self.found = Gathered()
         self.groups = _tied(setting)
 
@@ -149,15 +150,22 @@ class _Gathering:
                 sizes = [a * b for a, b in zip(_widths(setting, space), inner, strict=True)]
                 found.nested[visit.nest] = Moments(sizes)
             _update(setting, walkers, call, visit, found.nested[visit.nest])
+            if by_chance:
+                self._by_chance(visit.nest[1], walkers, call, visit)
             return
         if space not in found.moments:
             found.moments[space] = Moments(_widths(setting, space), within=self.within)
         _update(setting, walkers, call, visit, found.moments[space])
-        if by_chance:
-            if space not in found.chance:
-                few = [min(size, CHANCE_FEATURES) for size in _widths(setting, space)]
-                found.chance[space] = Moments(few, within=False)
-            _update(setting, walkers, call, visit, found.chance[space], shifted=True)
+        if by_chance and space not in self.inside:
+            self._by_chance(space, walkers, call, visit)
+
+    def _by_chance(self, space: int, walkers: Sequence[Walker], call: Call, visit: Visit) -> None:
+        """Of an inner space as many features as one head has, over as many samples."""
+        chance = self.found.chance
+        if space not in chance:
+            few = [min(size, CHANCE_FEATURES) for size in _widths(self.setting, space)]
+            chance[space] = Moments(few, within=False)
+        _update(self.setting, walkers, call, visit, chance[space], shifted=True)
 
     def complete(self, later: set[int]) -> Gathered:
         """Hand out what belongs to no space that will be seen again, nor to one nested with it."""
