@@ -70,6 +70,15 @@ def take(value: Tensor, expr: Expr, dim: int, path: tuple[int, ...]) -> Tensor:
     return taken.reshape(-1, taken.shape[-1])
 
 
+def take_units(value: Tensor, expr: Expr, dim: int, path: tuple[int, ...]) -> Tensor:
+    """The features at `path` in all units of the space around them, [positions, units * size]."""
+    index = _indices(expr, path).flatten()
+    if torch.equal(index, torch.arange(value.shape[dim])):
+        return take(value, expr, dim, ())
+    taken = value.movedim(dim, -1)[..., index.to(value.device)]
+    return taken.reshape(-1, len(index))
+
+
 def _indices(expr: Expr, path: tuple[int, ...]) -> Tensor:
     """Positions along a dimension of the features at `path`: [rest, size]."""
     if not path:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -15,7 +16,7 @@ from hetmerge.batches import Call, positions
 from hetmerge.calibration import Statistics
 from hetmerge.cost import Ledger, Meter, estimate, forward_flops
 from hetmerge.family_sizes import fit_family
-from hetmerge.gathering import CHANCE_FEATURES, Visit, by_unit, visits_of
+from hetmerge.gathering import CHANCE_FEATURES, Nest, Visit, by_unit, visits_of
 from hetmerge.huggingface import configuration_notes, merged_config
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.matching import Matcher
@@ -194,6 +195,10 @@ def _described(model: Checkpoint) -> dict[str, Any]:
     }
 
 
+# Space -> bytes by what they are moments of: the space, a whole axis, or with an inner space.
+_Held = dict[int, dict[tuple[str, Nest | None], int]]
+
+
 def _planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) -> int:
     """Most memory while moments are gathered unit by unit, and spaces matched in between."""
     meter = Meter()
@@ -201,14 +206,14 @@ def _planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) -
     visits = visits_of(setting, whole=options.match == "pca")
     segments = by_unit(setting, visits)
     last = {visit.space: i for i, segment in enumerate(segments) for visit in segment}
-    held: dict[int, dict[str, int]] = {}  # bytes of the moments of spaces that will be seen again
+    held: _Held = {}  # the moments of spaces that will be seen again
     most, streams = 0.0, 0.0
     for i, segment in enumerate(segments):
         meter.peak = 0.0
         for visit in segment:
             _walk(setting, ledgers, visit)
             kinds = held.setdefault(visit.space, {})
-            kinds[visit.kind] = _moments_bytes(_sizes(setting, visit), options)
+            kinds[visit.kind, visit.nest] = _moments_bytes(_sizes(setting, visit), options)
         for ledger in ledgers:
             ledger.read.clear()
         # The streams of the other batches stand beside the batch that runs.
@@ -225,7 +230,7 @@ def _planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) -
     return int(most)
 
 
-def _total(held: dict[int, dict[str, int]]) -> int:
+def _total(held: _Held) -> int:
     return sum(sum(own.values()) for own in held.values())
 
 
@@ -237,7 +242,8 @@ def _sizes(setting: Setting, visit: Visit) -> list[int]:
         return [
             size(setting.parents[m].graph.values[node][-1]) for m, node in nodes.items() if node
         ]
-    return [setting.width(m, visit.space) for m in members]
+    spaces = visit.nest or (visit.space,)
+    return [math.prod(setting.width(m, k) for k in spaces) for m in members]
 
 
 def _walk(setting: Setting, ledgers: Sequence[Ledger], visit: Visit) -> None:
@@ -271,8 +277,7 @@ def _planning_flops(setting: Setting, calls: Sequence[Call]) -> int:
     passes = sum(forward_flops(network, growth) for network in setting.parents)
     pairs = 0
     for visit in visits_of(setting):
-        sizes = [setting.width(m, visit.space) for m in setting.members(visit.space)]
-        pairs += sum(sizes) ** 2
+        pairs += sum(_sizes(setting, visit)) ** 2
     return int(passes + passes / growth + tokens * pairs)
 
 

@@ -13,15 +13,15 @@ from torch import Tensor
 from hetmerge.batches import Call, comparable, positions
 from hetmerge.errors import InputError
 from hetmerge.execution import Walker
-from hetmerge.features import View, part, take, views_of
+from hetmerge.features import View, take, take_units, views_of
 from hetmerge.halfway import Halfway
-from hetmerge.nested import nest_of
+from hetmerge.nested import nest_at
 from hetmerge.network import release
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting
 from hetmerge.streams import Squares, whole_axes, whole_rows
-from hetmerge.tracing.expr import Concat, Expr, Product
+from hetmerge.tracing.expr import located
 
 CHANCE_SAMPLES = 250  # inputs that tell what correlates by chance
 CHANCE_FEATURES = 2048  # of a parent, that tell it
@@ -88,7 +88,7 @@ def gather(
     on_disk = not setting.skeleton.in_memory
     segments = by_unit(setting, visits) if on_disk else [visits]
     runs = [_walkers(setting, call) for call in calls] if on_disk else [None] * len(calls)
-    gathering = _Gathering(setting, within)
+    gathering = _Gathering(setting, visits, within)
     if halfway:
         if known := halfway.take("gathering"):
             gathering.restore(known, runs)
@@ -149,8 +149,9 @@ def by_unit(setting: Setting, visits: Sequence[Visit]) -> list[list[Visit]]:
 class _Gathering:
     """Moments that are being gathered."""
 
-    def __init__(self, setting: Setting, within: bool) -> None:
+    def __init__(self, setting: Setting, visits: Sequence[Visit], within: bool) -> None:
         self.setting, self.within = setting, within
+        self.inside = {visit.nest[1] for visit in visits if visit.nest}
         self.found = Gathered()
         self.groups = _tied(setting)
         self.passed = 0  # segments that have been seen
@@ -164,18 +165,12 @@ class _Gathering:
         walkers = [[walker.reached() for walker in run or ()] for run in runs]
         return {"passed": self.passed, "found": found, "walkers": walkers}
 
-    def restore(
-        self, state: dict[str, Any] | None, runs: Sequence[Sequence[Walker] | None]
-    ) -> None:
-        """Go on from what :meth:`state` returned, if there is any."""
-        if state is None:
-            return
+    def restore(self, state: dict[str, Any], runs: Sequence[Sequence[Walker] | None]) -> None:
+        """Go on from what :meth:`state` returned."""
         self.passed = state["passed"]
         for kind, held in _KINDS.items():
-            entries = state["found"][kind]
-            getattr(self.found, kind).update(
-                {k: held.from_state_dict(v) for k, v in entries.items()}
-            )
+            known = state["found"][kind]
+            getattr(self.found, kind).update({k: held.from_state_dict(v) for k, v in known.items()})
         for run, states in zip(runs, state["walkers"], strict=True):
             for walker, known in zip(run or (), states, strict=True):
                 walker.restore(known)
@@ -198,15 +193,22 @@ class _Gathering:
                 sizes = [a * b for a, b in zip(_widths(setting, space), inner, strict=True)]
                 found.nested[visit.nest] = Moments(sizes)
             _update(setting, walkers, call, visit, found.nested[visit.nest])
+            if by_chance:
+                self._by_chance(visit.nest[1], walkers, call, visit)
             return
         if space not in found.moments:
             found.moments[space] = Moments(_widths(setting, space), within=self.within)
         _update(setting, walkers, call, visit, found.moments[space])
-        if by_chance:
-            if space not in found.chance:
-                few = [min(size, CHANCE_FEATURES) for size in _widths(setting, space)]
-                found.chance[space] = Moments(few, within=False)
-            _update(setting, walkers, call, visit, found.chance[space], shifted=True)
+        if by_chance and space not in self.inside:
+            self._by_chance(space, walkers, call, visit)
+
+    def _by_chance(self, space: int, walkers: Sequence[Walker], call: Call, visit: Visit) -> None:
+        """Of an inner space as many features as one head has, over as many samples."""
+        chance = self.found.chance
+        if space not in chance:
+            few = [min(size, CHANCE_FEATURES) for size in _widths(self.setting, space)]
+            chance[space] = Moments(few, within=False)
+        _update(self.setting, walkers, call, visit, chance[space], shifted=True)
 
     def complete(self, later: set[int]) -> Gathered:
         """Hand out what belongs to no space that will be seen again, nor to one nested with it."""
@@ -247,34 +249,27 @@ def _nested_views(
 
     Where layers read them; of what no layer reads as a whole, such as queries, where it is made.
     """
-    graph = setting.skeleton.graph
-    found: dict[tuple[int, int], list[View]] = {}
-    for space, seen in views.items():
-        for view in (v for v in seen if v.path):
-            whole = View(view.node, view.dim, view.path[:-1])
-            nest = nest_of(part(graph.values[view.node][view.dim], whole.path), graph.spaces)
-            if nest and nest[0] == space and setting.members(nest[0]) == setting.members(nest[1]):
-                found.setdefault(nest, []).append(whole)
+    graph, layers = setting.skeleton.graph, setting.skeleton.layers
+    found: dict[Nest, list[View]] = {}
+    read = dict.fromkeys((view.node, view.dim) for seen in views.values() for view in seen)
+    for node, dim in read:
+        _add_nests(setting, found, node, dim)
     made: dict[Nest, list[View]] = {}
-    for layer in setting.skeleton.layers:
-        exprs = graph.values[layer.tail]
-        for path, expr in _products(exprs[layer.feature_dim], ()):
-            nest = nest_of(expr, graph.spaces)
-            members = setting.members(nest[0]) if nest else ()
-            known = len(members) > 1 and all(setting.links[m].node(layer.tail) for m in members)
-            if nest and nest not in found and known and members == setting.members(nest[1]):
-                view = View(layer.tail, layer.feature_dim % len(exprs), path)
-                made.setdefault(nest, []).append(view)
-    return {**found, **made}
+    for layer in layers:
+        _add_nests(setting, made, layer.tail, layer.feature_dim % len(graph.values[layer.tail]))
+    return {**made, **found}
 
 
-def _products(expr: Expr, path: tuple[int, ...]) -> Iterator[tuple[tuple[int, ...], Expr]]:
-    """The products in an expression, fused parts one by one, with their paths."""
-    if isinstance(expr, Product):
-        yield path, expr
-    elif isinstance(expr, Concat):
-        for i, inner in enumerate(expr.parts):
-            yield from _products(inner, (*path, i))
+def _add_nests(setting: Setting, found: dict[Nest, list[View]], node: str, dim: int) -> None:
+    """The nests in one dimension of a node that several parents compute."""
+    graph = setting.skeleton.graph
+    expr = graph.values[node][dim]
+    for path, _ in located(expr):
+        nest = nest_at(expr, path, graph.spaces)
+        members = setting.members(nest[0]) if nest else ()
+        known = len(members) > 1 and all(setting.links[m].node(node) for m in members)
+        if nest and known and members == setting.members(nest[1]):
+            found.setdefault(nest, []).append(View(node, dim, path))
 
 
 def _shared_views(setting: Setting) -> dict[int, list[View]]:
@@ -318,7 +313,7 @@ def _update(
         dim = view.dim if found.dim() == value.dim() else 1
         if shifted:
             found = found.roll(turn * len(found) // len(value), 0)
-        features.append(take(found, expr, dim, view.path))
+        features.append((take_units if visit.nest else take)(found, expr, dim, view.path))
     if len({_positions(x) for x in features}) > 1:
         return
     if shifted:

@@ -12,13 +12,13 @@ from torch import Tensor
 
 from hetmerge.agreement import Agreement, agreement
 from hetmerge.calibration import Statistics
-from hetmerge.errors import InputError
 from hetmerge.fixed_order import FixedOrder
 from hetmerge.gathering import Gathered
 from hetmerge.halfway import Halfway
 from hetmerge.heads import best_units, keep_units
-from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
-from hetmerge.nested import inner_similarity, outer_first, outer_similarity
+from hetmerge.labelling import Labelling
+from hetmerge.labels import positional_partition, similarity_of
+from hetmerge.nested import apart, match_inside, outer_first, outer_similarity
 from hetmerge.ops.moments import Moments
 from hetmerge.options import Options
 from hetmerge.partition import Partition, union
@@ -81,9 +81,9 @@ class Matcher:
         self._places = Places(self.setting, statistics.calls, options)
         self._fixed = FixedOrder(self.setting, statistics.calls[0])
         self.partitions: dict[int, Partition] = {}
-        self.similarities: dict[int, Tensor] = {}
         self.agreements: dict[int, Agreement] = {}
         self.notes: list[str] = []
+        self._labelling = Labelling(options, self.weights, self.notes, overwrite=self.streams)
         self._directed: dict[int, Directions] = {}
 
     def match(self, width: Width) -> Matching:
@@ -122,7 +122,7 @@ class Matcher:
     def _restore(self, state: dict[str, Any]) -> None:
         self.partitions = {k: Partition(**known) for k, known in state["partitions"].items()}
         self.agreements = {k: Agreement(**known) for k, known in state["agreements"].items()}
-        self.notes = state["notes"]
+        self.notes[:] = state["notes"]
 
     def _match_spaces(self, spaces: Sequence[Space], width: Width) -> None:
         order = {space.index: i for i, space in enumerate(outer_first(self._spaces))}
@@ -227,18 +227,16 @@ class Matcher:
             partition = self._whole(space, sizes, target)
             if partition is not None:
                 return partition
+        if nest := self._nest(space):
+            return self._inside(space, nest, sizes, target)
         nests = [nest for nest in self.statistics.nested if nest[0] == space.index]
         if nests:
             return self._outer(space, nests, sizes, max(target, widest))
-        similarity = self.similarities.get(space.index)
-        if similarity is None and (moments is None or space.index in self._between):
+        if moments is None or space.index in self._between:
             return self._unseen(space, sizes, target)
         if options.match in ("select", "pca") and not nested(self._spaces, space.index):
-            assert moments is not None
             return self._select(space, moments, sizes, target)
-        if similarity is None:
-            assert moments is not None
-            similarity = similarity_of(moments)
+        similarity = similarity_of(moments)
         shown = similarity
         if self.streams:  # matching takes the memory of what it reads
             self.statistics.moments.pop(space.name, None)
@@ -322,71 +320,47 @@ class Matcher:
     ) -> Partition:
         """Groups and heads meet one to one, as their features match best; then the features."""
         counts = list(sizes.values())
-        found = {
-            nest[1]: (
+        alike = [
+            outer_similarity(
                 similarity_of(self.statistics.nested[nest]),
+                counts,
                 [self.setting.width(m, nest[1]) for m in sizes],
             )
             for nest in nests
-        }
-        alike = [outer_similarity(together, counts, inner) for together, inner in found.values()]
-        similarity = torch.stack(alike).mean(0)
-        partition = self._heard(space, "permute", similarity, sizes, target)
-        chosen = torch.cat([partition.labels[m] for m in sizes])
-        for space_inside, (together, inner) in found.items():
-            self.similarities[space_inside] = inner_similarity(together, counts, inner, chosen)
+        ]
+        return self._heard(space, "permute", torch.stack(alike).mean(0), sizes, target)
+
+    def _inside(
+        self, space: Space, nest: tuple[int, int], sizes: dict[int, int], target: int
+    ) -> Partition:
+        """The features inside groups and heads, anew in each that was matched."""
+        together = similarity_of(self.statistics.nested[nest])
+        outer = (nest[0], self.partitions[nest[0]])
+        partition, found = match_inside(self._labelling, space.name, together, sizes, outer, target)
+        whole = {m: len(labels) for m, labels in found.items()}
+        chance = self.statistics.chance.get(space.name)
+        self.agreements[space.index] = agreement(together, whole, found, chance)
         return partition
+
+    def _nest(self, space: Space) -> tuple[int, int] | None:
+        """The space in a matched outer one in whose units its order may differ."""
+        return next(
+            (
+                nest
+                for nest in self.statistics.nested
+                if nest[1] == space.index
+                and nest[0] in self.partitions
+                and apart(self.setting, *nest)
+            ),
+            None,
+        )
 
     def _heard(
         self, space: Space, match: str, similarity: Tensor, sizes: dict[int, int], target: int
     ) -> Partition:
-        """Match the parents that have a weight; features of the others join what they resemble."""
-        silent = [m for m in sizes if self.weights[m] == 0]
-        if len(silent) in (0, len(sizes)):
-            return self._match(space, match, similarity, sizes, target)
-        parent = torch.repeat_interleave(
-            torch.tensor(list(sizes)), torch.tensor(list(sizes.values()))
-        )
-        heard = ~torch.isin(parent, torch.tensor(silent))
-        active = {m: count for m, count in sizes.items() if m not in silent}
-        width = min(target, sum(active.values()))
-        partition = union(active)
-        if width < sum(active.values()):
-            partition = self._match(space, match, similarity[heard][:, heard], active, width)
-        flat = torch.cat([partition.labels[m] for m in active])
-        labels = dict(partition.labels)
-        for m in silent:
-            labels[m] = flat[similarity[parent == m][:, heard].argmax(1)]
-        return Partition(width, dict(sorted(labels.items())))
-
-    def _match(
-        self, space: Space, match: str, similarity: Tensor, sizes: dict[int, int], target: int
-    ) -> Partition:
-        counts, options = list(sizes.values()), self.options
-        # A selection keeps heads whole and pairs their features, unless they become fewer.
-        if match == "permute" or (match in ("select", "pca") and target >= max(counts)):
-            if target < max(counts):
-                raise InputError(
-                    f"width: {target} for space {space.name!r} is below its widest parent "
-                    f"({max(counts)}); match='permute' cannot shrink a parent: use match='zip' "
-                    "or a larger width"
-                )
-            labels = permute_labels(similarity, counts, target)
-        else:
-            labels, relaxed = zip_labels(
-                similarity,
-                counts,
-                target,
-                options.alpha,
-                options.beta,
-                options.backend,
-                overwrite=self.streams,
-            )
-            if relaxed:
-                self.notes.append(
-                    f"space {space.name!r}: within-model budgets ran out and were relaxed"
-                )
-        return Partition(target, dict(zip(sizes, labels.split(counts), strict=True)))
+        blocks = list(sizes.items())
+        width, labels = self._labelling.labels(space.name, match, similarity, blocks, target)
+        return Partition(width, dict(zip(sizes, labels, strict=True)))
 
 
 def about_zero(moments: Moments) -> Tensor:

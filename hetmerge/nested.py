@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
 
+from hetmerge.labelling import Labelling
 from hetmerge.ops.assignment import linear_sum_assignment
-from hetmerge.tracing.expr import Expr, Leaf, Product
+from hetmerge.partition import Partition, owner, within
+from hetmerge.setting import Setting
+from hetmerge.tracing.expr import Concat, Expr, Leaf, Product
+from hetmerge.tracing.graph import SpaceGraph
 from hetmerge.tracing.spaces import Space
 
 
@@ -24,16 +28,22 @@ def outer_first(spaces: Sequence[Space]) -> list[Space]:
     return sorted(spaces, key=lambda space: (depth_of(space), space.index))
 
 
-def nest_of(expr: Expr, spaces: Sequence[Space]) -> tuple[int, int] | None:
-    """(outer, inner) if an axis is the product of a free outer space and a space nested in it."""
-    if not isinstance(expr, Product) or len(expr.parts) != 2:
+def nest_at(expr: Expr, path: Sequence[int], spaces: Sequence[Space]) -> tuple[int, int] | None:
+    """(outer, inner) if what lies at `path` of a dimension stands in the units of one outer space,
+    and may have another order in each."""
+    outer: list[Expr] = []
+    for i in path:
+        assert isinstance(expr, (Product, Concat))
+        if isinstance(expr, Product):
+            if i == 0 and len(expr.parts) > 1:
+                return None
+            outer += [part for k, part in enumerate(expr.parts) if k != i]
+        expr = expr.parts[i]
+    if len(outer) != 1 or not (isinstance(outer[0], Leaf) and isinstance(expr, Leaf)):
         return None
-    outer, inner = expr.parts
-    if not (isinstance(outer, Leaf) and isinstance(inner, Leaf)):
-        return None
-    if min(outer.space, inner.space) < 0 or outer.space not in spaces[inner.space].structure:
-        return None
-    return (outer.space, inner.space) if spaces[outer.space].free else None
+    known = min(outer[0].space, expr.space) >= 0
+    nested = known and outer[0].space in spaces[expr.space].structure
+    return (outer[0].space, expr.space) if nested else None
 
 
 def outer_similarity(similarity: Tensor, outer: Sequence[int], inner: Sequence[int]) -> Tensor:
@@ -56,30 +66,64 @@ def outer_similarity(similarity: Tensor, outer: Sequence[int], inner: Sequence[i
     return found
 
 
-def inner_similarity(
-    similarity: Tensor, outer: Sequence[int], inner: Sequence[int], labels: Tensor
-) -> Tensor:
-    """Correlation of inner features over the outer units that were matched.
+def apart(setting: Setting, outer: int, inner: int) -> bool:
+    """The order of inner features may be another one in every outer unit, in all parents: each of
+    their tensors says which unit an element belongs to, along the same dimension or one of rows."""
+    links = [setting.links[m] for m in setting.members(inner)]
+    return all(_says(link.parent.graph, link.spaces[outer], link.spaces[inner]) for link in links)
+
+
+def _says(graph: SpaceGraph, outer: int, inner: int) -> bool:
+    space = graph.spaces[inner]
+    owners = [(o, owner(graph.tensors[o.tensor], o.dim, o.path, outer)) for o in space.where]
+    return outer in space.structure and all(
+        dim == o.dim or (dim is not None and (o.tensor, dim) not in graph.consumed)
+        for o, dim in owners
+    )
+
+
+def match_inside(
+    labelling: Labelling,
+    name: str,
+    similarity: Tensor,
+    sizes: Mapping[int, int],
+    outer: tuple[int, Partition],
+    target: int,
+) -> tuple[Partition, dict[int, Tensor]]:
+    """Match inner features anew in every cluster of outer units.
 
     Args:
-        labels: [sum(outer)] cluster of every outer unit, parent after parent.
+        name: of the inner space.
+        similarity: [O, O] correlations of all parents' features, O = sum of outer * inner sizes.
+        sizes: parent -> inner features.
+        outer: the outer space and its partition.
+        target: inner features wanted in every cluster.
 
     Returns:
-        [sum(inner), sum(inner)], the mean over pairs of outer units in one cluster.
+        The inner space's partition, and per parent int64 [outer * inner] clusters over all units.
     """
-    blocks = _blocks(outer, inner)
-    starts = [0, *torch.tensor(list(inner)).cumsum(0).tolist()]
-    parent = torch.repeat_interleave(torch.arange(len(outer)), torch.tensor(list(outer))).tolist()
-    total = similarity.new_zeros(starts[-1], starts[-1])
-    count = torch.zeros_like(total)
-    for i, a in enumerate(blocks):
-        for j, b in enumerate(blocks):
-            if labels[i] == labels[j] and (i == j or parent[i] != parent[j]):
-                rows = slice(starts[parent[i]], starts[parent[i] + 1])
-                cols = slice(starts[parent[j]], starts[parent[j] + 1])
-                total[rows, cols] += similarity[a, b]
-                count[rows, cols] += 1
-    return total / count.clamp_min(1)
+    space, units = outer
+    owners = [m for m in sizes for _ in units.labels[m]]
+    blocks = _blocks([len(units.labels[m]) for m in sizes], list(sizes.values()))
+    clusters = torch.cat([units.labels[m] for m in sizes])
+    found: dict[int, Tensor] = {}
+    width = 0
+    for cluster in clusters[clusters >= 0].unique():
+        here = (clusters == cluster).nonzero().flatten().tolist()
+        at = torch.cat([torch.arange(blocks[i].start, blocks[i].stop) for i in here])
+        own = [(owners[i], sizes[owners[i]]) for i in here]
+        count, labels = labelling.labels(
+            name, labelling.options.match, similarity[at][:, at], own, target
+        )
+        width = max(width, count)
+        found.update(zip(here, labels, strict=True))
+    inside = torch.arange(len(owners)).split([len(units.labels[m]) for m in sizes])
+    stacked = {
+        m: torch.stack([found.get(i, torch.zeros(sizes[m]).long()) for i in mine.tolist()])
+        for m, mine in zip(sizes, inside, strict=True)
+    }
+    flat = {m: within(units.labels[m][:, None], x, width).flatten() for m, x in stacked.items()}
+    return Partition(width, stacked, outer=space), flat
 
 
 def _blocks(outer: Sequence[int], inner: Sequence[int]) -> list[slice]:

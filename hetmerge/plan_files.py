@@ -18,7 +18,7 @@ from hetmerge.options import Options
 from hetmerge.planning import AlignmentPlan, PlannedSpace
 
 FORMAT = "hetmerge plan"
-VERSION = 1
+VERSION = 2
 JSON, TENSORS = "plan.json", "plan.safetensors"
 
 
@@ -103,7 +103,14 @@ def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor])
         found = Agreement(**space["agreement"]) if space["agreement"] else None
         spaces.append(
             PlannedSpace(
-                space["name"], space["width"], labels, space["free"], readoff, writes, found
+                space["name"],
+                space["width"],
+                labels,
+                space["free"],
+                readoff,
+                writes,
+                found,
+                space["outer"],
             )
         )
     return AlignmentPlan(
@@ -124,7 +131,13 @@ def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor])
 
 def _space(space: PlannedSpace) -> dict[str, Any]:
     found = space.agreement.to_dict() if space.agreement else None
-    return {"name": space.name, "width": space.width, "free": space.free, "agreement": found}
+    return {
+        "name": space.name,
+        "width": space.width,
+        "free": space.free,
+        "agreement": found,
+        "outer": space.outer,
+    }
 
 
 def _tensors(plan: AlignmentPlan) -> dict[str, Tensor]:

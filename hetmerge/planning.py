@@ -47,13 +47,15 @@ class PlannedSpace:
         name: of the space in the skeleton.
         width: merged features.
         labels: per parent int64 [size] in [0, width), -1 for features a selection did not keep, or
-            None where the parent lacks the space.
+            None where the parent lacks the space; [units, size] where they differ inside the
+            parent's units of another space.
         free: False where the order had to be kept (inputs, outputs, constants).
         readoff: of a selection or an orthogonal map, parent -> [size, width], how its features are
             read from the merged ones.
         writes: of an orthogonal map, parent -> [size, width], what its features add to them.
         agreement: correlations of the features that share a cluster; None where they were not
             compared.
+        outer: name of that other space (heads or groups); None where labels do not differ.
     """
 
     name: str
@@ -63,11 +65,13 @@ class PlannedSpace:
     readoff: dict[int, Tensor] = field(default_factory=dict)
     writes: dict[int, Tensor] = field(default_factory=dict)
     agreement: Agreement | None = None
+    outer: str | None = None
 
-    @property
-    def partition(self) -> Partition:
+    def partition(self, spaces: Mapping[str, int]) -> Partition:
+        """Its map, given the index of every space of the skeleton by name."""
         labels = {m: found for m, found in enumerate(self.labels) if found is not None}
-        return Partition(self.width, labels, self.readoff, self.writes)
+        outer = None if self.outer is None else spaces[self.outer]
+        return Partition(self.width, labels, self.readoff, self.writes, outer)
 
 
 @dataclass(frozen=True)
@@ -144,6 +148,7 @@ class AlignmentPlan:
                 readoff=found.readoff,
                 writes=found.writes,
                 agreement=None,
+                outer=None if found.outer is None else space.outer,
             )
             if (found := partitions.get(space.name))
             else space
@@ -275,6 +280,7 @@ def plan_statistics(
                 p.readoff,
                 p.writes,
                 matching.agreements.get(k),
+                None if p.outer is None else spaces[p.outer].name,
             )
             for k, p in partitions.items()
         ],
@@ -360,4 +366,4 @@ def setting_of(
     missing = [s.name for s in plan.spaces if s.name not in by_name]
     if missing:
         raise PlanError(f"the plan names space {missing[0]!r}, which these models do not have")
-    return setting, {by_name[s.name]: s.partition for s in plan.spaces}
+    return setting, {by_name[s.name]: s.partition(by_name) for s in plan.spaces}

@@ -15,10 +15,20 @@ from hetmerge.correspondence import Correspondence
 from hetmerge.layers import op_name, tensor_names
 from hetmerge.network import Network
 from hetmerge.ops.project import project
-from hetmerge.partition import Partition, dim_labels, merged_size, product_labels, through
+from hetmerge.partition import (
+    Partition,
+    Spread,
+    dim_labels,
+    merged_size,
+    owner,
+    product_labels,
+    size_of,
+    through,
+    unit_numbers,
+)
 from hetmerge.score_scales import score_factors
 from hetmerge.setting import Setting
-from hetmerge.tracing.expr import Expr, Leaf
+from hetmerge.tracing.expr import Expr, Leaf, located
 
 
 @dataclass(frozen=True)
@@ -62,17 +72,17 @@ class Projector:
         self.widths = {space: p.width for space, p in partitions.items()}
         self._factors = score_factors(setting, self.widths)
 
-    def _table(self, parent: int) -> dict[int, tuple[Tensor, int]]:
+    def _table(self, parent: int) -> dict[int, Spread]:
         return {
-            space: (partition.labels[parent], partition.width)
+            space: partition.of(parent)
             for space, partition in self.partitions.items()
             if parent in partition.labels
         }
 
-    def _behind(self, parent: int, mapped: Iterable[int]) -> dict[int, tuple[Tensor, int]]:
+    def _behind(self, parent: int, mapped: Iterable[int]) -> dict[int, Spread]:
         """The labels once dense maps have brought these spaces to their merged size."""
         widths = {space: self.partitions[space].width for space in mapped}
-        done = {space: (torch.arange(width), width) for space, width in widths.items()}
+        done = {space: Spread(torch.arange(width), width) for space, width in widths.items()}
         return {**self._tables[parent], **done}
 
     def labels(self, expr: Expr, parent: int) -> tuple[Tensor, int]:
@@ -114,7 +124,12 @@ class Projector:
         graph = self.setting.skeleton.graph
         exprs = graph.tensors[name]
         parents = range(len(self.setting.parents))
-        parts = [part for m in parents if (part := self._part(m, name, exprs, block))]
+        parts = [
+            part
+            for m in parents
+            for unit in self._units(m, exprs)
+            if (part := self._part(m, name, exprs, block, unit))
+        ]
         rows = [d for d in range(len(exprs)) if (name, d) not in graph.consumed]
         summed = any(self.write(exprs[d], part.parent) is not None for d in rows for part in parts)
         if not summed:
@@ -177,17 +192,45 @@ class Projector:
             block = range(start, min(start + step, sizes[0]))
             yield block, self.tensor(name, block)
 
+    def _units(self, parent: int, exprs: Sequence[Expr]) -> list[_Unit | None]:
+        """The pieces that a parent's tensor is taken in: one, unless columns go elsewhere in every
+        group of rows."""
+        table = self._tables[parent]
+        for dim, expr in enumerate(exprs):
+            for path, leaf in located(expr):
+                outer = table[leaf.space].outer if leaf.space in table else None
+                rows = dim if outer is None else owner(exprs, dim, path, outer)
+                if outer is not None and rows is not None and rows != dim:
+                    numbers = unit_numbers(exprs[rows], outer, table)
+                    return [
+                        _Unit(outer, i, rows, numbers == i) for i in range(int(numbers.max()) + 1)
+                    ]
+        return [None]
+
     def _part(
-        self, parent: int, name: str, exprs: Sequence[Expr], block: range | None
+        self,
+        parent: int,
+        name: str,
+        exprs: Sequence[Expr],
+        block: range | None,
+        unit: _Unit | None,
     ) -> _Part | None:
         tables = (self._tables, self._write_tables, self._read_tables)
-        labels, writes, reads = ([dim_labels(e, t[parent]) for e in exprs] for t in tables)
-        index = None
+        known = {unit.space: unit.number} if unit else {}
+        labels, writes, reads = ([dim_labels(e, t[parent], known) for e in exprs] for t in tables)
+        masks = {unit.dim: unit.mask} if unit else {}
         if block is not None:
             first, _ = labels[0]
-            index = ((first >= block.start) & (first < block.stop)).nonzero().flatten()
-            labels[0] = writes[0] = (first[index] - block.start, len(block))
-        share = self.share(parent, name, index)
+            inside = (first >= block.start) & (first < block.stop)
+            labels[0] = first - block.start, len(block)
+            masks[0] = inside & masks.get(0, inside)
+        at = {d: mask.nonzero().flatten() for d, mask in masks.items()}
+        for d, index in at.items():
+            labels[d] = writes[d] = labels[d][0][index], labels[d][1]
+        share = self.share(parent, name, at.pop(0, None))
+        for d, index in at.items():
+            if share and share.tensor is not None:
+                share = Share(parent, share.tensor.index_select(d, index))
         return _Part(share, labels, writes, reads) if share else None
 
     def _weights_of(self, shares: Sequence[Share]) -> list[float]:
@@ -208,12 +251,20 @@ class Projector:
 
     def share(self, parent: int, name: str, rows: Tensor | None = None) -> Share | None:
         """What one parent puts into one tensor, or those rows of it; None if it has no part."""
-        setting, link = self.setting, self.setting.links[parent]
+        link = self.setting.links[parent]
         if name in link.tensors:
             state, theirs = link.parent.state, link.tensors[name]
             found = state[theirs] if rows is None else state.rows(theirs, rows)
             factor = self.factor(parent, name)
             return Share(parent, factor.of(found, rows) if factor else found)
+        share = self._absent(parent, name)
+        if share is None or share.tensor is None or rows is None:
+            return share
+        return Share(parent, share.tensor[rows])
+
+    def _absent(self, parent: int, name: str) -> Share | None:
+        """The part of a parent without the tensor: what it passes the unit by."""
+        setting, link = self.setting, self.setting.links[parent]
         slot = link.missing_slot(name)
         passage = setting.passages.get(slot) if slot else None
         if passage is None:
@@ -227,7 +278,7 @@ class Projector:
                 if name == scale:
                     like = setting.skeleton.state[name]
                     exprs = setting.skeleton.graph.tensors[name]
-                    sizes = [len(self.labels(expr, parent)[0]) for expr in exprs]
+                    sizes = [size_of(expr, self._tables[parent]) for expr in exprs]
                     return Share(parent, like.new_full(sizes, -offset) if offset else None)
             return Share(parent, None) if name in additive else None
         return Share(parent, self._identity(name, parent, link, setting.skeleton))
@@ -242,7 +293,7 @@ class Projector:
 
     def _identity(self, name: str, parent: int, link: Correspondence, skeleton: Network) -> Tensor:
         exprs, like = skeleton.graph.tensors[name], skeleton.state[name]
-        sizes = [len(self.labels(e, parent)[0]) for e in exprs]
+        sizes = [size_of(expr, self._tables[parent]) for expr in exprs]
         if like.dim() == 1:
             if name.endswith(("running_mean", "bias")):
                 return like.new_zeros(sizes)
@@ -251,6 +302,16 @@ class Projector:
         tensor = like.new_zeros(sizes)
         tensor[index] = torch.eye(sizes[0], sizes[1], dtype=like.dtype)
         return tensor
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """One unit of an outer space: its elements of dimension `dim` are those of `mask`."""
+
+    space: int
+    number: int
+    dim: int
+    mask: Tensor
 
 
 @dataclass(frozen=True)

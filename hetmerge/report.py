@@ -118,7 +118,7 @@ def make_report(
         spaces=[
             SpaceReport(
                 spaces[k].name,
-                [len(p.labels[m]) if m in p.labels else None for m in parents],
+                [p.labels[m].shape[-1] if m in p.labels else None for m in parents],
                 p.width,
                 p.merged,
                 spaces[k].free,
@@ -156,7 +156,7 @@ def summarise(plan: AlignmentPlan) -> str:
         )
     for space in plan.spaces:
         if space.free:
-            sizes = " + ".join("-" if x is None else str(len(x)) for x in space.labels)
+            sizes = " + ".join("-" if x is None else str(x.shape[-1]) for x in space.labels)
             kind = " directions" if space.writes else ""
             lines.append(f"  space {space.name}: {sizes} -> {space.width}{kind}")
     if plan.options.stop_at is not None:

@@ -58,14 +58,14 @@ def widen(partition: Partition, width: int) -> Partition:
         m: torch.where(found < 0, found, found % width) for m, found in partition.labels.items()
     }
     if partition.width > width:
-        return Partition(width, labels)
+        return Partition(width, labels, outer=partition.outer)
     grown = width - partition.width
     readoff = {
         m: F.pad(x, (0, grown * (x.shape[1] // partition.width)))
         for m, x in partition.readoff.items()
     }
     writes = {m: F.pad(x, (0, grown)) for m, x in partition.writes.items()}
-    return Partition(width, labels, readoff, writes)
+    return Partition(width, labels, readoff, writes, partition.outer)
 
 
 def _place(setting: Setting, tensor: str, dim: int, path: tuple[int, ...]) -> _Place | None:

@@ -62,6 +62,6 @@ def test_a_copy_is_read_off_exactly() -> None:
     weight = torch.randn(4, 6, dtype=torch.float64)
     expr = Product((Leaf(0, 3), Leaf(1, 2)))
     for m in (0, 4):
-        table = {0: (partition.labels[m], 3)}
+        table = {0: partition.of(m)}
         read = through(weight, 1, expr, table, {0: partition.readoff[m]})
         torch.testing.assert_close(read, weight, rtol=1e-9, atol=1e-9)

@@ -9,9 +9,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy.optimize import linear_sum_assignment
 
+from hetmerge.labelling import Labelling
 from hetmerge.labels import permute_labels, positional_partition, similarity_of, zip_labels
-from hetmerge.nested import inner_similarity, outer_similarity
+from hetmerge.nested import match_inside, outer_similarity
 from hetmerge.ops import Moments
+from hetmerge.options import Options
+from hetmerge.partition import Partition
 
 SETTINGS = settings(max_examples=60, deadline=None, derandomize=True)
 
@@ -80,18 +83,51 @@ def test_moments_between_parents_are_enough_to_permute() -> None:
     assert torch.equal(permute_labels(across, sizes, 14), permute_labels(whole, sizes, 14))
 
 
+def inside(
+    similarity: torch.Tensor,
+    sizes: dict[int, int],
+    units: Partition,
+    target: int,
+    weights: list[float],
+    match: str = "permute",
+) -> Partition:
+    labelling = Labelling(Options.make({"match": match}), weights, [], overwrite=False)
+    return match_inside(labelling, "s", similarity, sizes, (7, units), target)[0]
+
+
 def test_nested_axes_are_recovered() -> None:
-    """Three groups of four features, both orders shuffled."""
+    """Three groups of four features, groups shuffled, and features of every group by themselves."""
     generator = torch.Generator().manual_seed(1)
     features = torch.randn(400, 3, 4, generator=generator)
-    groups, inner = torch.tensor([2, 0, 1]), torch.tensor([1, 3, 0, 2])
-    other = features[:, groups][:, :, inner]
+    groups = torch.tensor([2, 0, 1])
+    orders = torch.stack([torch.randperm(4, generator=generator) for _ in groups])
+    other = features[:, groups].gather(2, orders.expand(400, 3, 4))
     joint = torch.cat([features.flatten(1), other.flatten(1)], 1)
     together = torch.corrcoef(joint.T)
     labels = permute_labels(outer_similarity(together, [3, 3], [4, 4]), [3, 3], 3)
     assert torch.equal(labels[3:], groups)
-    found = permute_labels(inner_similarity(together, [3, 3], [4, 4], labels), [4, 4], 4)
-    assert torch.equal(found[4:], inner)
+    units = Partition(3, {0: labels[:3], 1: labels[3:]})
+    found = inside(together, {0: 4, 1: 4}, units, 4, [0.5, 0.5])
+    assert found.outer == 7
+    for i in range(3):
+        assert torch.equal(found.labels[0][groups[i]][orders[i]], found.labels[1][i])
+
+
+def test_inside_units_of_different_sizes() -> None:
+    """A unit alone, one whose parent has no weight, one that is left out."""
+    sizes, counts = {0: 2, 1: 3, 2: 2}, {0: [0, 1], 1: [1], 2: [0, -1, 0]}
+    units = Partition(2, {m: torch.tensor(found) for m, found in counts.items()})
+    similarity = random_similarity(5, 2 * 2 + 3 + 3 * 2)
+    found = inside(similarity, sizes, units, 3, [0.5, 0.5, 0.0])
+    assert found.width == 3
+    assert {m: tuple(x.shape) for m, x in found.labels.items()} == {0: (2, 2), 1: (1, 3), 2: (3, 2)}
+    assert sorted(found.labels[1][0].tolist()) == [0, 1, 2]
+    assert found.labels[0][0].tolist() == [0, 1]  # alone among those that are heard
+    near = similarity[7:, :2].argmax(1).reshape(3, 2)
+    assert torch.equal(found.labels[2][[0, 2]], near[[0, 2]])
+    zipped = inside(similarity, sizes, units, 1, [0.5, 0.5, 0.0], "zip")
+    assert zipped.width == 1
+    assert not any(bool(labels.any()) for labels in zipped.labels.values())
 
 
 @SETTINGS

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor, nn
@@ -11,11 +12,11 @@ import hetmerge as hm
 from hetmerge.tracing.expr import Product
 
 
-def disguised(model: nn.Module, inputs: dict[str, Tensor]) -> nn.Module:
+def disguised(model: nn.Module, inputs: dict[str, Tensor], seed: int = 4) -> nn.Module:
     """Every space that zip and permute match by activations in another order.
 
     The heads inside a group of grouped-query attention are out: they meet by position (match="pca"
-    keeps them whole). Inside heads one order holds for all of them.
+    keeps them whole). Inside every head or group the order is another one.
     """
     graph = hm.trace(model, (), inputs)
     inside = {
@@ -24,13 +25,14 @@ def disguised(model: nn.Module, inputs: dict[str, Tensor]) -> nn.Module:
         for expr in exprs
         if isinstance(expr, Product) and len(expr.parts) > 2
     }
-    random = torch.Generator().manual_seed(4)
+    random = torch.Generator().manual_seed(seed)
     orders = {}
     for space in graph.spaces:
         if space.free and space.index not in inside:
             sizes = [graph.spaces[k].size for k in space.structure]
-            order = torch.randperm(space.size, generator=random)
-            orders[space.index] = order.expand(*sizes, -1)
+            count = math.prod(sizes)
+            rows = [torch.randperm(space.size, generator=random) for _ in range(count)]
+            orders[space.index] = torch.stack(rows).reshape(*sizes, -1)
     assert orders
     other = copy.deepcopy(model)
     other.load_state_dict(graph.permute(dict(model.state_dict()), orders))

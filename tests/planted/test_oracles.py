@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import math
 
 import pytest
 import torch
@@ -173,7 +174,7 @@ def _shortcuts(merged: hm.MergeResult) -> int:
 
 
 def disguise(model: nn.Module, seed: int = 0) -> nn.Module:
-    """The same function with every free space in another random order."""
+    """The same function with every free space in another random order, in every group anew."""
     model = copy.deepcopy(model)
     graph = hm.trace(model, images(1)[0])
     generator = torch.Generator().manual_seed(seed)
@@ -181,9 +182,10 @@ def disguise(model: nn.Module, seed: int = 0) -> nn.Module:
     for space in graph.spaces:
         if space.free:
             outer = [graph.spaces[k].size for k in space.structure]
-            count = int(torch.tensor(outer).prod()) if outer else 1
-            order = torch.randperm(space.size, generator=generator)
-            orders[space.index] = order.expand(count, -1).reshape(*outer, space.size)
+            rows = [
+                torch.randperm(space.size, generator=generator) for _ in range(math.prod(outer))
+            ]
+            orders[space.index] = torch.stack(rows).reshape(*outer, space.size)
     model.load_state_dict(graph.permute(dict(model.state_dict()), orders))
     return model
 

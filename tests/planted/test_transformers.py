@@ -125,6 +125,35 @@ def test_disguise(family: str, match: str) -> None:
     assert difference(result.model, model) < TOLERANCE[family]
 
 
+LAYOUTS = {
+    # queries, keys and values side by side in every head
+    "neox": lambda: tf.GPTNeoXForCausalLM(
+        tf.GPTNeoXConfig(
+            hidden_size=32,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=48,
+            vocab_size=31,
+            max_position_embeddings=32,
+            rotary_pct=0.25,
+        )
+    ),
+    # heads that constants tell apart: what is inside them is free
+    "bloom": lambda: tf.BloomForCausalLM(
+        tf.BloomConfig(hidden_size=16, n_layer=2, n_head=2, vocab_size=31)
+    ),
+}
+
+
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_disguise_of_fused_layers(layout: str) -> None:
+    model = hf.lively(LAYOUTS[layout](), 3).double()
+    other = disguised(model, batches()[0])
+    assert difference(other, model) < 1e-8
+    result = hm.merge([model, other], batches(), match="permute", refit=False, progress=False)
+    assert difference(result.model, model) < 1e-8
+
+
 COPIES = [(deepened, family) for family in PARTS] + [(widened, family) for family in MODELS]
 
 
