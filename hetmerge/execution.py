@@ -86,15 +86,20 @@ class Schedule:
 
     def reached(self) -> dict[str, Any]:
         """What has run and which values exist; for :meth:`restore` of one made in the same way."""
-        return {"done": sorted(self._done, key=self.order.__getitem__), "values": self.values}
+        counts = [
+            [name in self._done, self._readers[name], self._held.get(name, 0)]
+            for name in self.order
+        ]
+        return {"counts": torch.tensor(counts, dtype=torch.int32), "values": self.values}
 
     def restore(self, reached: Mapping[str, Any]) -> None:
-        """Go on from where another one was; nothing may have run yet."""
-        self._done = set(reached["done"])
+        """Go on from where another one was."""
         self.values = dict(reached["values"])
-        for name in self._done:
-            for source in self.graph[name].all_input_nodes:
-                self._readers[source.name] -= 1
+        counts = zip(self.order, reached["counts"].tolist(), strict=True)
+        for name, (done, readers, held) in counts:
+            self._readers[name], self._held[name] = readers, held
+            if done:
+                self._done.add(name)
 
     def _pending(self, names: Sequence[str]) -> list[str]:
         stack, need = [n for n in names if n not in self.values], set()
