@@ -318,7 +318,7 @@ class Matcher:
     def _outer(
         self, space: Space, nests: list[tuple[int, int]], sizes: dict[int, int], target: int
     ) -> Partition:
-        """Groups and heads meet one to one, as their features match best; then the features."""
+        """Groups and heads meet one to one, as their features match best."""
         counts = list(sizes.values())
         alike = [
             outer_similarity(
@@ -343,7 +343,7 @@ class Matcher:
         return partition
 
     def _nest(self, space: Space) -> tuple[int, int] | None:
-        """The space in a matched outer one in whose units its order may differ."""
+        """(outer, inner) if the order of a space may differ in the units of an outer one."""
         return next(
             (
                 nest
