@@ -103,7 +103,7 @@ def calibrate(
     """
     calls = as_calls(models, batches, depth)
     bar = Progress(progress)
-    found = align_parents(models, calls, depth, blocks, bar)
+    found = align_parents(models, calls, depth, "zero", blocks, bar)
     for part in gather(found.setting, calls, bar, within):
         found.take(part)
     return found
@@ -113,13 +113,16 @@ def align_parents(
     models: Sequence[nn.Module | Checkpoint],
     calls: Sequence[Call],
     depth: str,
+    missing: str,
     blocks: Sequence[Any] | None,
     progress: Progress,
 ) -> Statistics:
     """The first of the two passes: statistics without moments."""
     parents = enumerate(relatives(models))
     networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in parents]
-    alignment = align(networks, calls, depth=depth, blocks=blocks, progress=progress)
+    alignment = align(
+        networks, calls, depth=depth, missing=missing, blocks=blocks, progress=progress
+    )
     setting = build_setting(networks, alignment, calls[0])
     total = sum(samples(call) for call in calls)
     return Statistics(alignment.similarity, {}, {}, {}, {}, {}, {}, total, setting, tuple(calls))

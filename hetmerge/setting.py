@@ -46,6 +46,11 @@ class Setting:
         """The parents that have this space of the skeleton."""
         return tuple(m for m, link in enumerate(self.links) if space in link.spaces)
 
+    @property
+    def repeats(self) -> bool:
+        """A parent has a unit that stands at several positions."""
+        return any(link.again for link in self.links)
+
     def width(self, parent: int, space: int) -> int:
         """Size of the skeleton's `space` in one parent."""
         link = self.links[parent]
