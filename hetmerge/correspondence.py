@@ -39,8 +39,10 @@ class Correspondence:
         self._own, self._other = SiteMap(skeleton, stages[0]), SiteMap(parent, stages[1])
         self._passages = passages
         self.again = tuple(
-            frozenset(parent.nodes.inside(stages[1][s].units[k].paths))
-            for s, _, k in self._repeats()
+            frozenset(parent.nodes.inside(stages[1][s].units[unit].paths))
+            for s, row in enumerate(slots)
+            for before, unit in itertools.pairwise(row)
+            if unit is not None and unit == before
         )
         self.tensors = self._match_tensors()
         self.spaces: dict[int, int] = {}
@@ -55,13 +57,6 @@ class Correspondence:
         """(stage, position) of every slot the parent has no unit for."""
         for s, row in enumerate(self.slots):
             yield from ((s, i) for i, k in enumerate(row) if k is None)
-
-    def _repeats(self) -> Iterator[tuple[int, int, int]]:
-        """(stage, position, unit) of every slot in which a unit stands once more."""
-        for s, row in enumerate(self.slots):
-            for i, (before, unit) in enumerate(itertools.pairwise(row), 1):
-                if unit is not None and unit == before:
-                    yield s, i, unit
 
     def missing_slot(self, tensor: str) -> tuple[int, int] | None:
         """The slot that owns a tensor, if the parent has no unit there."""
@@ -131,15 +126,12 @@ class Correspondence:
                     yield path, theirs[i] if theirs and i < len(theirs) else None
 
     def _pair_tensors(self) -> None:
-        """Those of repeated units last: what they read is in the order in which they write it."""
-        repeats = {p for s, i, _ in self._repeats() for p in self.stages[s].units[i].paths}
-        once_more = {n for n in self.tensors for p in repeats if n.startswith(f"{p}.")}
-        for name in sorted(self.tensors, key=once_more.__contains__):
-            exprs = self.parent.graph.tensors[self.tensors[name]]
-            pairs = zip(self.skeleton.graph.tensors[name], exprs, strict=True)
+        for name, other in self.tensors.items():
+            pairs = zip(
+                self.skeleton.graph.tensors[name], self.parent.graph.tensors[other], strict=True
+            )
             for dim, (mine, theirs) in enumerate(pairs):
-                where = f"tensor {name!r}, dimension {dim}"
-                self._pair(mine, theirs, where, name in once_more)
+                self._pair(mine, theirs, f"tensor {name!r}, dimension {dim}")
 
     def _pair_missing(self) -> None:
         """A layer that the parent passes by identity leaves its features where they were."""
@@ -155,9 +147,9 @@ class Correspondence:
                     if isinstance(mine, Leaf) and mine.space >= 0:
                         self._pair(mine, theirs, f"output of {self.stages[s].units[i].paths[0]!r}")
 
-    def _pair(self, mine: Expr, theirs: Expr, where: str, once_more: bool = False) -> None:
+    def _pair(self, mine: Expr, theirs: Expr, where: str) -> None:
         if isinstance(mine, Leaf) and isinstance(theirs, Leaf):
-            self._pair_leaves(mine, theirs, where, once_more)
+            self._pair_leaves(mine, theirs, where)
             return
         same = type(mine) is type(theirs) and not isinstance(mine, Leaf)
         if same:
@@ -165,19 +157,17 @@ class Correspondence:
             assert isinstance(theirs, (Product, Concat))
             if len(mine.parts) == len(theirs.parts):
                 for a, b in zip(mine.parts, theirs.parts, strict=True):
-                    self._pair(a, b, where, once_more)
+                    self._pair(a, b, where)
                 return
         raise AlignmentError(
             f"{self.parent.name}: {where} is built differently ({size(theirs)} features) than in "
             f"the merged network ({size(mine)} features); the parents must be of one family"
         )
 
-    def _pair_leaves(self, mine: Leaf, theirs: Leaf, where: str, once_more: bool) -> None:
+    def _pair_leaves(self, mine: Leaf, theirs: Leaf, where: str) -> None:
         if mine.space < 0 or theirs.space < 0:
             return
         known = self.spaces.setdefault(mine.space, theirs.space)
-        if once_more and self.parent.graph.spaces[known].size == theirs.size:
-            return
         if known != theirs.space:
             names = [self.parent.graph.spaces[k].name for k in (known, theirs.space)]
             space = self.skeleton.graph.spaces[mine.space].name

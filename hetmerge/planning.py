@@ -319,7 +319,7 @@ def _passage_notes(setting: Setting, missing: str) -> list[str]:
         first = next(iter(paths.values()))
         found.append(
             f"missing='repeat': a parent without unit {first!r} passes it as with 'zero', because "
-            "its unit before takes other sizes than it gives, or has other tensors"
+            "its unit before takes other features than it gives, or has other tensors"
         )
     if bad:
         choice = "; missing='repeat' repeats its unit before instead" if missing == "zero" else ""

@@ -41,10 +41,12 @@ def repeated(row: Iterable[int | None], mine: Units, deepest: Units) -> list[int
 def _can_follow_itself(
     network: Network, units: Sequence[Unit], k: int, other: Network, places: Sequence[Unit], i: int
 ) -> bool:
-    """Unit k takes what it gives, and has the tensors of the other network's unit i."""
-    nodes, unit = network.nodes, units[k]
+    """Unit k gives what it takes, in the same spaces: where input and output are ordered apart, a
+    permuted parent would repeat another function. It has the tensors of the other's unit i."""
+    nodes, unit, values = network.nodes, units[k], network.graph.values
     entry = entry_of(nodes.inside(unit.paths), nodes.nodes, unit)
-    return bool(entry) and _tensors(network, unit) == _tensors(other, places[i])
+    same = entry in values and values[entry] == values.get(unit.output)
+    return same and _tensors(network, unit) == _tensors(other, places[i])
 
 
 def _tensors(network: Network, unit: Unit) -> dict[str, int]:
