@@ -9,6 +9,7 @@ from hetmerge.branches import Passage
 from hetmerge.errors import AlignmentError
 from hetmerge.network import Network
 from hetmerge.outline import Stage
+from hetmerge.repeating import stands_at
 from hetmerge.sites import Site, SiteMap
 from hetmerge.tracing.expr import Concat, Expr, Leaf, Product, size
 
@@ -69,7 +70,8 @@ class Correspondence:
         """The parent's node that plays the part of the skeleton's node `name`.
 
         In a slot the parent lacks, only the carried stream has a counterpart: the value that the
-        parent brings past the slot unchanged.
+        parent brings past the slot unchanged. It stands for the stream in a repeated unit too; the
+        other values there are those of the unit's one run.
         """
         site = self._own.sites.get(name)
         if site is None:
@@ -77,10 +79,11 @@ class Correspondence:
         if site.anchor is None:
             return self._other.nodes.get(site)
         stage, position = site.anchor
-        unit = self.slots[stage][position]
-        if unit is None and site.inside:
-            carried = name in self._passages[stage, position].carriers
-            return self.carried(stage, position) if carried else None
+        if site.inside and position not in stands_at(self.slots[stage]):
+            if name in self._passages[stage, position].carriers:
+                return self.carried(stage, position)
+            if self.slots[stage][position] is None:
+                return None
         anchor = (stage, self.running(stage, position))
         return self._other.nodes.get(Site(anchor, site.inside, site.place))
 

@@ -312,7 +312,8 @@ def _on_disk(options: Options) -> Options:
 
 
 def _passage_notes(setting: Setting, missing: str) -> list[str]:
-    paths = {at: setting.stages[at[0]].units[at[1]].paths[0] for at in setting.passages}
+    empty = sorted({at for link in setting.links for at in link.missing()})
+    paths = {(s, i): setting.stages[s].units[i].paths[0] for s, i in empty}
     bad = [path for at, path in paths.items() if not setting.passages[at].exact]
     found = []
     if missing == "repeat" and paths:
