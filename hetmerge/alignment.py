@@ -23,6 +23,7 @@ from hetmerge.outline import (
     stages_in,
 )
 from hetmerge.progress import Progress
+from hetmerge.repeating import repeated
 
 SAMPLES = 500  # that CKA looks at
 DEPTHS = ("segment", "layer", "uniform", "head", "tail")
@@ -63,6 +64,7 @@ def align(
     batches: Sequence[Call],
     *,
     depth: str = "segment",
+    missing: str = "zero",
     blocks: Sequence[Any] | None = None,
     progress: Progress | None = None,
 ) -> Alignment:
@@ -70,6 +72,8 @@ def align(
 
     Args:
         depth: "segment" (SMA) or "layer" (LMA) by CKA, or the positions "uniform", "head", "tail".
+        missing: what a parent has where it lacks a unit: nothing ("zero"), or "repeat" the unit
+            before it, if that can follow itself.
         blocks: per parent, per stage, the module paths of its units; default: found.
 
     Raises:
@@ -79,12 +83,12 @@ def align(
     similarity = {}
     if stages[0] and len(networks) > 1:
         similarity = _similarity(networks, stages, batches, progress or Progress(False))
-    return _aligned(networks, stages, similarity, depth)
+    return _aligned(networks, stages, similarity, depth, missing)
 
 
-def align_by_position(networks: Sequence[Network]) -> Alignment:
+def align_by_position(networks: Sequence[Network], missing: str) -> Alignment:
     """The units of every parent spread evenly: nothing is run, the merged depths are the same."""
-    return _aligned(networks, find_stages(networks), {}, "uniform")
+    return _aligned(networks, find_stages(networks), {}, "uniform", missing)
 
 
 def _aligned(
@@ -92,17 +96,23 @@ def _aligned(
     stages: list[list[Stage]],
     similarity: dict[str, list[Tensor]],
     depth: str,
+    missing: str,
 ) -> Alignment:
     ranks = _ranks(networks, stages)
     base = max(range(len(networks)), key=ranks.__getitem__)
     slots: list[Slots] = [[list(range(len(s.units))) for s in parent] for parent in stages]
     for s in range(len(stages[0])):
-        deepest = max(len(parent[s].units) for parent in stages)
+        deepest = max(range(len(networks)), key=lambda m: len(stages[m][s].units))
+        places = stages[deepest][s].units
         for m, parent in enumerate(stages):
             tables = similarity.get(stages[base][s].name)
             table = tables[m] if tables else torch.zeros(0)
-            starts = _starts(table, deepest, len(parent[s].units), depth)
-            slots[m][s] = [starts.index(i) if i in starts else None for i in range(deepest)]
+            units = parent[s].units
+            starts = _starts(table, len(places), len(units), depth)
+            row = [starts.index(i) if i in starts else None for i in range(len(places))]
+            if missing == "repeat":
+                row = repeated(row, (networks[m], units), (networks[deepest], places))
+            slots[m][s] = row
     return Alignment(stages, slots, similarity, base)
 
 

@@ -56,14 +56,14 @@ def passage(network: Network, unit: Unit) -> Passage:
     inside = network.nodes.inside(unit.paths)
     nodes = network.nodes.nodes
     names = tensor_names(network.graph.program)
-    stream, branches = _stream([nodes[n] for n in inside], _entry(inside, nodes, unit))
+    stream, branches = _stream([nodes[n] for n in inside], entry_of(inside, nodes, unit))
     layers = {layer.node: layer for layer in network.layers if layer.node in set(inside)}
     if unit.output in stream and branches:
         ends, scales = _branch_ends(branches, layers, set(inside), names)
         carriers = tuple(n for n in inside if n in stream)
         exact = not any(op_name(nodes[n]) == "layer_norm" for n in carriers)
         return Passage(True, tuple(sorted(ends)), carriers, exact, tuple(sorted(scales)))
-    if _added_to(nodes[unit.output], _entry(inside, nodes, unit)):
+    if _added_to(nodes[unit.output], entry_of(inside, nodes, unit)):
         ends, scales = _branch_ends([nodes[unit.output]], layers, set(inside), names)
         return Passage(True, tuple(sorted(ends)), (), True, tuple(sorted(scales)))
     exact = all(op_name(nodes[n]) in _IDEMPOTENT | _LINEAR or n in layers for n in inside)
@@ -81,7 +81,7 @@ def _added_to(output: Node, entry: str) -> bool:
     )
 
 
-def _entry(inside: list[str], nodes: dict[str, Node], unit: Unit) -> str:
+def entry_of(inside: list[str], nodes: dict[str, Node], unit: Unit) -> str:
     """The value of the unit's output shape that it reads from outside; the latest if several."""
     known = {name: i for i, name in enumerate(nodes)}
     outside = {

@@ -106,7 +106,7 @@ def calibrate(
     """
     calls = as_calls(models, batches, depth)
     bar = Progress(progress)
-    found = align_parents(models, calls, depth, blocks, bar)
+    found = align_parents(models, calls, depth, "zero", blocks, bar)
     for part in gather(found.setting, calls, bar, within):
         found.take(part)
     return found
@@ -116,6 +116,7 @@ def align_parents(
     models: Sequence[nn.Module | Checkpoint],
     calls: Sequence[Call],
     depth: str,
+    missing: str,
     blocks: Sequence[Any] | None,
     progress: Progress,
     halfway: Halfway | None = None,
@@ -128,7 +129,9 @@ def align_parents(
     if known:
         alignment = Alignment(find_stages(networks, blocks), **known)
     else:
-        alignment = align(networks, calls, depth=depth, blocks=blocks, progress=progress)
+        alignment = align(
+            networks, calls, depth=depth, missing=missing, blocks=blocks, progress=progress
+        )
     if halfway:
         halfway.keep("alignment", alignment.state)
         halfway.passed()

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any
 import yaml
 
 from hetmerge.polishing import Polished
+from hetmerge.repeating import stands_at
 
 if TYPE_CHECKING:
     from hetmerge.planning import AlignmentPlan
@@ -32,6 +33,7 @@ def model_card(report: Report, plan: AlignmentPlan, configuration: str) -> str:
         configuration: the YAML it was made from.
     """
     options = report.options
+    repeats = "; missing ones repeat the one before" if options["missing"] == "repeat" else ""
     refit = (
         "solved in closed form on the calibration inputs" if options["refit"] else "not refitted"
     )
@@ -49,7 +51,7 @@ def model_card(report: Report, plan: AlignmentPlan, configuration: str) -> str:
         ),
         "## Method",
         f"- features: `{options['match']}`: {MATCHES[options['match']]}",
-        f"- layers: `{options['depth']}`, {_depths(plan)}",
+        f"- layers: `{options['depth']}`, {_depths(plan)}{repeats}",
         f"- layers of the result: {refit}",
         f"- calibration: {report.samples:,} inputs",
         f"- parameters: {' + '.join(f'{n:,}' for n in report.parameters)} -> "
@@ -95,7 +97,7 @@ def _parents(report: Report, plan: AlignmentPlan) -> Iterable[Sequence[str]]:
 def _depths(plan: AlignmentPlan) -> str:
     shown = []
     for s, name in enumerate(plan.stages):
-        counts = [sum(unit is not None for unit in slots[s]) for slots in plan.slots]
+        counts = [len(stands_at(slots[s])) for slots in plan.slots]
         shown.append(f"{name}: {' + '.join(map(str, counts))} -> {len(plan.slots[plan.base][s])}")
     return "; ".join(shown)
 

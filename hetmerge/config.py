@@ -117,6 +117,7 @@ class MergeParameters(Section):
     """Options of the merge; the defaults are those of `hetmerge.merge`."""
 
     depth: Literal["segment", "layer", "uniform", "head", "tail"] = "segment"
+    missing: Literal["zero", "repeat"] = "zero"
     importance: Literal["fisher", "weights"] = "fisher"
     outputs: Literal["average", "concat"] = "average"
     labels: list[list[str]] | None = None

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 
 from hetmerge.branches import Passage
 from hetmerge.errors import AlignmentError
 from hetmerge.network import Network
 from hetmerge.outline import Stage
+from hetmerge.repeating import stands_at
 from hetmerge.sites import Site, SiteMap
 from hetmerge.tracing.expr import Concat, Expr, Leaf, Product, size
 
@@ -18,7 +20,9 @@ class Correspondence:
     """The map from the merged network's skeleton to one parent.
 
     Attributes:
-        slots: per stage and position, the parent's unit there, or None.
+        slots: per stage and position, the parent's unit there, or None; one that is repeated stands
+            at several positions in a row.
+        again: the nodes of the parent's unit, once for every position at which it is repeated.
         tensors: skeleton tensor -> the parent's tensor (absent where the parent has no such unit).
         spaces: skeleton space -> the parent's space.
     """
@@ -35,6 +39,12 @@ class Correspondence:
         self.stages, self.parent_stages = stages
         self._own, self._other = SiteMap(skeleton, stages[0]), SiteMap(parent, stages[1])
         self._passages = passages
+        self.again = tuple(
+            frozenset(parent.nodes.inside(stages[1][s].units[unit].paths))
+            for s, row in enumerate(slots)
+            for before, unit in itertools.pairwise(row)
+            if unit is not None and unit == before
+        )
         self.tensors = self._match_tensors()
         self.spaces: dict[int, int] = {}
         self._pair_tensors()
@@ -60,7 +70,8 @@ class Correspondence:
         """The parent's node that plays the part of the skeleton's node `name`.
 
         In a slot the parent lacks, only the carried stream has a counterpart: the value that the
-        parent brings past the slot unchanged.
+        parent brings past the slot unchanged. It stands for the stream in a repeated unit too; the
+        other values there are those of the unit's one run.
         """
         site = self._own.sites.get(name)
         if site is None:
@@ -68,10 +79,11 @@ class Correspondence:
         if site.anchor is None:
             return self._other.nodes.get(site)
         stage, position = site.anchor
-        unit = self.slots[stage][position]
-        if unit is None and site.inside:
-            carried = name in self._passages[stage, position].carriers
-            return self.carried(stage, position) if carried else None
+        if site.inside and position not in stands_at(self.slots[stage]):
+            if name in self._passages[stage, position].carriers:
+                return self.carried(stage, position)
+            if self.slots[stage][position] is None:
+                return None
         anchor = (stage, self.running(stage, position))
         return self._other.nodes.get(Site(anchor, site.inside, site.place))
 

@@ -83,12 +83,16 @@ def estimate(
         cut: of a partial merge; the cost is that of its trunk.
     """
     networks = [merged, *setting.parents]
+    again = [(), *(link.again for link in setting.links)]
     total = sum(samples_of(call) for call in calls)
     if not calls:
         return Cost(0, (), 0, 0, 0)
     growth = _numel(flat_inputs(*c) for c in calls) / _numel([flat_inputs(*setting.call)])
     meter = Meter()
-    ledgers = [Ledger(network, growth, len(calls), meter) for network in networks]
+    ledgers = [
+        Ledger(network, growth, len(calls), meter, units)
+        for network, units in zip(networks, again, strict=True)
+    ]
     folds = len(folds_of(len(calls))) if auto else 1
     steps = steps_of(merged, setting, refit=refit, cut=cut)
     systems, flops = [], 0.0
@@ -107,7 +111,7 @@ def estimate(
         for ledger in ledgers:
             ledger.read.clear()
     weights = sum(_weights(network) for network in networks) + _weights(merged)
-    flops += sum(forward_flops(network, growth) for network in networks)
+    flops += sum(forward_flops(n, growth, units) for n, units in zip(networks, again, strict=True))
     return Cost(
         total,
         tuple(systems),
@@ -134,9 +138,16 @@ class Meter:
 class Ledger(Schedule):
     """A program whose values are the storages they would lie in: (key, bytes)."""
 
-    def __init__(self, network: Network, growth: float, batches: int, meter: Meter) -> None:
+    def __init__(
+        self,
+        network: Network,
+        growth: float,
+        batches: int,
+        meter: Meter,
+        again: Sequence[frozenset[str]] = (),
+    ) -> None:
         program = network.graph.program
-        super().__init__(program)
+        super().__init__(program, again)
         self.growth, self.batches, self.meter = growth, batches, meter
         self.read: dict[str, int] = {}  # weights that were read from disk in this step
         self.parameters = {} if network.in_memory else tensor_names(program)
@@ -247,12 +258,13 @@ def _grid(ledger: Ledger, name: str, spatial: int) -> Sequence[int]:
     return shape[len(shape) - spatial :]
 
 
-def forward_flops(network: Network, growth: float) -> float:
-    """Operations of all layers in one pass over the batches."""
+def forward_flops(network: Network, growth: float, again: Sequence[frozenset[str]] = ()) -> float:
+    """Operations of all layers in one pass over the batches, in which some units run again."""
     found = 0.0
     for layer in network.layers:
         value = network.nodes.nodes[layer.node].meta["val"]
-        found += 2.0 * value.numel() * growth * _inputs(network, layer)
+        times = 1 + sum(layer.node in unit for unit in again)
+        found += 2.0 * value.numel() * growth * _inputs(network, layer) * times
     return found
 
 

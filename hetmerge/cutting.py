@@ -12,6 +12,7 @@ from hetmerge.network import Network
 from hetmerge.outline import Unit
 from hetmerge.partition import Partition
 from hetmerge.pieces import ancestors
+from hetmerge.repeating import stands_at
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Leaf, leaves
 
@@ -85,9 +86,9 @@ def _place(setting: Setting, stop_at: int | str) -> tuple[int, int]:
     slots, stages = setting.alignment.slots[base], setting.alignment.stages[base]
     known = {
         path: (s, i)
-        for s, i in places
-        if (k := slots[s][i]) is not None
-        for path in stages[s].units[k].paths
+        for s, row in enumerate(slots)
+        for i, unit in zip(stands_at(row), stages[s].units, strict=True)
+        for path in unit.paths
     }
     if stop_at not in known:
         raise PlanError(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import operator
+from collections import Counter
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
@@ -21,18 +22,24 @@ class Schedule:
     """Which values of a program exist while it is run on demand.
 
     Every graph node holds one value per batch. A value is made when first asked for and freed when
-    its last reader has run, unless it is held.
+    its last reader has run, unless it is held. A unit may be told to run again: what is held of it
+    is then what it reads, and its values are made anew when they are asked for after that.
 
     Args:
         program: any program of the graph.
+        again: the nodes of every unit that may run more than once.
     """
 
-    def __init__(self, program: ExportedProgram) -> None:
+    def __init__(self, program: ExportedProgram, again: Iterable[frozenset[str]] = ()) -> None:
         self.graph = {n.name: n for n in program.graph.nodes}
         self.order = {name: i for i, name in enumerate(self.graph)}
         self.values: dict[str, list[Value]] = {}
-        self._held: dict[str, int] = {}
+        self._held = Counter[str]()
         self._done: set[str] = set()
+        self._unit = {name: unit for unit in again for name in unit}
+        self._reads = {unit: self._read_by(unit) for unit in set(self._unit.values())}
+        self._wanted = Counter[frozenset[str]]()  # holds on values of each unit
+        self._reopened: set[str] = set()  # made before, to be made again
         live = _live(program)
         self._readers = {
             name: sum(u.name in live for u in n.users) for name, n in self.graph.items()
@@ -53,23 +60,30 @@ class Schedule:
         self._done.add(name)
 
     def hold(self, names: Iterable[str]) -> None:
-        """Keep the values of these nodes until `release` has been called as often."""
+        """Keep the values of these nodes, or what their unit needs to run again, until `release`
+        has been called as often."""
         for name in names:
-            self._held[name] = self._held.get(name, 0) + 1
+            self._held.update(self._kept(name))
+            if unit := self._unit.get(name):
+                self._wanted[unit] += 1
 
     def release(self, names: Iterable[str]) -> None:
         """Undo one `hold` and free what nobody needs any more."""
         for name in names:
-            self._held[name] -= 1
-            self._collect(name)
+            if unit := self._unit.get(name):
+                self._wanted[unit] -= 1
+                if not self._wanted[unit]:
+                    self._close(unit)
+            self._held.subtract(self._kept(name))
+            for kept in (*self._kept(name), name):
+                self._collect(kept)
 
     def compute(self, names: Sequence[str]) -> None:
         """Run every ancestor of `names` that has not run yet, in graph order."""
-        self.hold(names)
+        self._held.update(names)
         for name in self._pending(names):
             self._run(name)
-        for name in names:
-            self._held[name] -= 1
+        self._held.subtract(names)
 
     def forget(self, name: str, *, itself: bool = True) -> None:
         """Drop what was computed from node `name` (and its own value), to be computed again."""
@@ -87,7 +101,13 @@ class Schedule:
     def reached(self) -> dict[str, Any]:
         """What has run and which values exist; for :meth:`restore` of one made in the same way."""
         counts = [
-            [name in self._done, self._readers[name], self._held.get(name, 0)]
+            [
+                name in self._done,
+                name in self._reopened,
+                self._readers[name],
+                self._held[name],
+                self._wanted[self._unit.get(name, frozenset())],
+            ]
             for name in self.order
         ]
         return {"counts": torch.tensor(counts, dtype=torch.int32), "values": self.values}
@@ -95,11 +115,12 @@ class Schedule:
     def restore(self, reached: Mapping[str, Any]) -> None:
         """Go on from where another one was."""
         self.values = dict(reached["values"])
-        counts = zip(self.order, reached["counts"].tolist(), strict=True)
-        for name, (done, readers, held) in counts:
-            self._readers[name], self._held[name] = readers, held
-            if done:
-                self._done.add(name)
+        rows = dict(zip(self.order, reached["counts"].tolist(), strict=True))
+        self._done = {name for name, row in rows.items() if row[0]}
+        self._reopened = {name for name, row in rows.items() if row[1]}
+        self._readers = {name: row[2] for name, row in rows.items()}
+        self._held = Counter({name: row[3] for name, row in rows.items()})
+        self._wanted = Counter({unit: rows[name][4] for name, unit in self._unit.items()})
 
     def _pending(self, names: Sequence[str]) -> list[str]:
         stack, need = [n for n in names if n not in self.values], set()
@@ -108,7 +129,7 @@ class Schedule:
             if name in need:
                 continue
             if name in self._done:
-                raise RuntimeError(f"value of {name} was freed before it was asked for")
+                self._reopen(name)
             need.add(name)
             for source in self.graph[name].all_input_nodes:
                 if source.op == "call_function" and source.name not in self.values:
@@ -117,15 +138,44 @@ class Schedule:
 
     def _run(self, name: str) -> None:
         self.values[name] = self.make(name)
+        self._finish(name)
+
+    def _finish(self, name: str) -> None:
+        """A node has run, or need not run: what it reads has one reader less to wait for."""
         self._done.add(name)
-        node = self.graph[name]
-        for source in node.all_input_nodes:
+        self._reopened.discard(name)
+        for source in self.graph[name].all_input_nodes:
             self._readers[source.name] -= 1
             self._collect(source.name)
 
     def _collect(self, name: str) -> None:
-        if self._readers[name] <= 0 and not self._held.get(name):
+        if self._readers[name] <= 0 and not self._held[name]:
             self.values.pop(name, None)
+
+    def _read_by(self, unit: frozenset[str]) -> list[str]:
+        """What a unit reads of the values in front of it."""
+        sources = {s.name: s for name in unit for s in self.graph[name].all_input_nodes}
+        return [n for n, s in sources.items() if s.op == "call_function" and n not in unit]
+
+    def _kept(self, name: str) -> list[str]:
+        """What has to exist so that the value of `name` can be had at any time."""
+        return self._reads[self._unit[name]] if name in self._unit else [name]
+
+    def _reopen(self, name: str) -> None:
+        """Let all of the unit that holds `name` run once more, but for values that still exist."""
+        unit = self._unit.get(name, frozenset())
+        if not self._wanted[unit]:
+            raise RuntimeError(f"value of {name} was freed before it was asked for")
+        for freed in unit & self._done - self.values.keys():
+            self._done.discard(freed)
+            self._reopened.add(freed)
+            for source in self.graph[freed].all_input_nodes:
+                self._readers[source.name] += 1
+
+    def _close(self, unit: frozenset[str]) -> None:
+        """Nobody waits for what has not run again."""
+        for name in unit & self._reopened:
+            self._finish(name)
 
 
 class Walker(Schedule):
@@ -138,6 +188,7 @@ class Walker(Schedule):
         programs: one exported program per batch (the same graph, perhaps other batch sizes).
         state: parameter and buffer name -> tensor.
         batches: per batch, the flat list of the program's user inputs.
+        again: the nodes of every unit that may run more than once.
     """
 
     def __init__(
@@ -145,8 +196,9 @@ class Walker(Schedule):
         programs: Sequence[ExportedProgram],
         state: State,
         batches: Sequence[Sequence[Value]],
+        again: Iterable[frozenset[str]] = (),
     ) -> None:
-        super().__init__(programs[0])
+        super().__init__(programs[0], again)
         self.state = state
         self.programs = programs
         self.nodes = [{n.name: n for n in p.graph.nodes} for p in programs]

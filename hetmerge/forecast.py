@@ -16,7 +16,15 @@ from hetmerge.batches import Call, positions
 from hetmerge.calibration import Statistics
 from hetmerge.cost import Ledger, Meter, estimate, forward_flops
 from hetmerge.family_sizes import fit_family
-from hetmerge.gathering import CHANCE_FEATURES, Nest, Visit, by_unit, visits_of
+from hetmerge.gathering import (
+    CHANCE_FEATURES,
+    Nest,
+    Visit,
+    by_unit,
+    hold_repeats,
+    in_repeats,
+    visits_of,
+)
 from hetmerge.huggingface import configuration_notes, merged_config
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.matching import Matcher
@@ -116,7 +124,7 @@ def forecast(
         Network(m, calls[0], str(models[i].folder), member=i, fold=False)
         for i, m in enumerate(parents.models)
     ]
-    alignment = align_by_position(networks)
+    alignment = align_by_position(networks, options.missing)
     setting = build_setting(networks, alignment, calls[0])
     nothing = Statistics({}, {}, {}, {}, {}, {}, {}, 0, setting, tuple(calls), vocabulary)
     target = target_of(setting, options.architecture) if options.architecture else None
@@ -202,8 +210,9 @@ _Held = dict[int, dict[tuple[str, Nest | None], int]]
 def _planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) -> int:
     """Most memory while moments are gathered unit by unit, and spaces matched in between."""
     meter = Meter()
-    ledgers = [Ledger(network, 1.0, 1, meter) for network in setting.parents]
+    ledgers = [Ledger(link.parent, 1.0, 1, meter, link.again) for link in setting.links]
     visits = visits_of(setting, whole=options.match == "pca")
+    hold_repeats(setting, ledgers, visits)
     segments = by_unit(setting, visits)
     last = {visit.space: i for i, segment in enumerate(segments) for visit in segment}
     held: _Held = {}  # the moments of spaces that will be seen again
@@ -251,6 +260,8 @@ def _walk(setting: Setting, ledgers: Sequence[Ledger], visit: Visit) -> None:
         node = setting.links[m].node(visit.view.node)
         if node is not None:
             ledgers[m].compute([node])
+    for ledger, names in zip(ledgers, in_repeats(setting, visit), strict=True):
+        ledger.release(names)
 
 
 def _moments_bytes(sizes: Sequence[int], options: Options) -> int:
@@ -274,7 +285,7 @@ def _planning_flops(setting: Setting, calls: Sequence[Call]) -> int:
     """Two passes of every parent, and products of every pair of features that is seen."""
     tokens = sum(positions(call) for call in calls)
     growth = len(calls)
-    passes = sum(forward_flops(network, growth) for network in setting.parents)
+    passes = sum(forward_flops(link.parent, growth, link.again) for link in setting.links)
     pairs = 0
     for visit in visits_of(setting):
         pairs += sum(_sizes(setting, visit)) ** 2

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hetmerge.batches import Call, comparable, positions
 from hetmerge.errors import InputError
-from hetmerge.execution import Walker
+from hetmerge.execution import Schedule, Walker
 from hetmerge.features import View, take, take_units, views_of
 from hetmerge.halfway import Halfway
 from hetmerge.nested import nest_at
@@ -87,7 +87,7 @@ def gather(
     visits = _in_order(setting, visits)
     on_disk = not setting.skeleton.in_memory
     segments = by_unit(setting, visits) if on_disk else [visits]
-    runs = [_walkers(setting, call) for call in calls] if on_disk else [None] * len(calls)
+    runs = [_walkers(setting, call, visits) for call in calls] if on_disk else [None] * len(calls)
     gathering = _Gathering(setting, visits, within)
     if halfway:
         if known := halfway.take("gathering"):
@@ -97,9 +97,11 @@ def gather(
         seen = 0
         items = list(zip(calls, runs, strict=True))
         for call, run in items if on_disk else progress.track(items, "moments of spaces"):
-            walkers = run or _walkers(setting, call)
+            walkers = run or _walkers(setting, call, visits)
             for visit in segment:
                 gathering.visit(walkers, call, visit, seen < CHANCE_SAMPLES)
+                for walker, names in zip(walkers, in_repeats(setting, visit), strict=True):
+                    walker.release(names)
             seen += positions(call)
         release(setting.parents)
         gathering.passed += 1
@@ -131,8 +133,26 @@ def _tracked(
     return progress.track(segments, "moments of spaces") if on_disk else iter(segments)
 
 
-def _walkers(setting: Setting, call: Call) -> list[Walker]:
-    return [network.walk([call]) for network in setting.parents]
+def _walkers(setting: Setting, call: Call, visits: Sequence[Visit]) -> list[Walker]:
+    walkers = [link.parent.walk([call], link.again) for link in setting.links]
+    hold_repeats(setting, walkers, visits)
+    return walkers
+
+
+def hold_repeats(setting: Setting, parents: Sequence[Schedule], visits: Sequence[Visit]) -> None:
+    """Let units that stand at several positions run again until each visit has released its own."""
+    for visit in visits if setting.repeats else ():
+        for schedule, names in zip(parents, in_repeats(setting, visit), strict=True):
+            schedule.hold(names)
+
+
+def in_repeats(setting: Setting, visit: Visit) -> list[list[str]]:
+    """Per parent, the node that a visit sees there, if its unit stands at several positions."""
+    found = []
+    for link in setting.links:
+        node = link.node(visit.view.node) if link.again else None
+        found.append([node] if node and any(node in unit for unit in link.again) else [])
+    return found
 
 
 def by_unit(setting: Setting, visits: Sequence[Visit]) -> list[list[Visit]]:

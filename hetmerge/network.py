@@ -113,11 +113,15 @@ class Network:
         """Its products of queries and keys by node."""
         return find_attentions(self.graph, self.layers)
 
-    def walk(self, batches: Sequence[Call]) -> Walker:
-        """A walker over these batches; programs for new input shapes are exported once."""
+    def walk(self, batches: Sequence[Call], again: Iterable[frozenset[str]] = ()) -> Walker:
+        """A walker over these batches; programs for new input shapes are exported once.
+
+        Args:
+            again: the nodes of every unit that may run more than once.
+        """
         calls = [call_for(batch, self.member) for batch in batches]
         programs = [self.program_for(call) for call in calls]
-        return Walker(programs, self.state, [flat_inputs(*call) for call in calls])
+        return Walker(programs, self.state, [flat_inputs(*call) for call in calls], again)
 
     def program_for(self, call: Call) -> ExportedProgram:
         """The exported program for inputs of these shapes."""

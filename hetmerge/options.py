@@ -14,6 +14,7 @@ from hetmerge.alignment import DEPTHS
 from hetmerge.errors import InputError
 from hetmerge.outputs import OUTPUTS
 from hetmerge.repair import REPAIRS
+from hetmerge.repeating import MISSING
 from hetmerge.softmax_head import HEADS
 from hetmerge.systems import RIDGE
 from hetmerge.widths import Width, check_architecture, check_budget
@@ -31,6 +32,10 @@ class Options:
     Attributes:
         depth: how the layers of a shallower parent are placed: "segment" (SMA), "layer" (LMA),
             "uniform", "head", "tail".
+        missing: what it has where no layer of its own is placed: "zero", a residual branch of zero
+            (an identity layer where there is no residual connection), or "repeat", its layer before
+            once more, where that takes what it gives. Zero is exact unless norms stand in the
+            residual stream (BERT).
         match: how features meet: "zip" and "permute" average what is alike, "select" keeps the
             features from which the others can best be read off (heads and groups it pairs like
             "permute"), "pca" keeps the principal directions of a residual stream that has no
@@ -68,6 +73,7 @@ class Options:
     """
 
     depth: str = "segment"
+    missing: str = "zero"
     match: str = "zip"
     importance: str = "fisher"
     outputs: str = "average"
@@ -89,6 +95,7 @@ class Options:
 
     def __post_init__(self) -> None:
         _one_of("depth", self.depth, DEPTHS)
+        _one_of("missing", self.missing, MISSING)
         _one_of("match", self.match, MATCHES)
         _one_of("importance", self.importance, IMPORTANCES)
         _one_of("outputs", self.outputs, OUTPUTS)

@@ -31,6 +31,7 @@ from hetmerge.options import IN_MEMORY, MATCHES, Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
 from hetmerge.relatives import relatives
+from hetmerge.repeating import stands_at
 from hetmerge.score_scales import unscaled
 from hetmerge.setting import Setting, build_setting
 from hetmerge.vocabulary import Vocabulary
@@ -84,7 +85,8 @@ class AlignmentPlan:
         inputs: shapes and dtypes of the example inputs the parents are traced with.
         base: index of the parent whose modules carry the merged network.
         stages: stage names.
-        slots: per parent, per stage, per merged position: the parent's unit, or None.
+        slots: per parent, per stage, per merged position: the parent's unit, or None; a repeated
+            unit stands at several positions in a row.
         similarities: stage -> per parent, CKA [deepest parent's units, this parent's units].
         spaces: one partition per space.
         notes: remarks for the user.
@@ -114,10 +116,10 @@ class AlignmentPlan:
 
     @property
     def segments(self) -> dict[str, list[int]]:
-        """Stage -> merged position of every unit of the parent with the fewest there."""
+        """Stage -> (first) merged position of every unit of the parent with the fewest there."""
         found = {}
         for s, name in enumerate(self.stages):
-            rows = [[i for i, k in enumerate(slots[s]) if k is not None] for slots in self.slots]
+            rows = [stands_at(slots[s]) for slots in self.slots]
             found[name] = min(rows, key=len)
         return found
 
@@ -126,7 +128,7 @@ class AlignmentPlan:
         """Stage -> CKA [deep, shallow] behind `segments`."""
         found = {}
         for s, name in enumerate(self.stages):
-            counts = [sum(k is not None for k in slots[s]) for slots in self.slots]
+            counts = [len(stands_at(slots[s])) for slots in self.slots]
             order = sorted(range(len(counts)), key=lambda m: (counts[m], m != self.base, m))
             tables = self.similarities.get(name)
             if tables:
@@ -240,7 +242,7 @@ def plan_statistics(
         chosen = _on_disk(chosen)
     chosen.check_counts(len(models))
     bar = Progress(progress)
-    statistics = align_parents(models, calls, chosen.depth, blocks, bar, halfway)
+    statistics = align_parents(models, calls, chosen.depth, chosen.missing, blocks, bar, halfway)
     statistics = replace(statistics, vocabulary=vocabulary)
     setting, target = statistics.setting, None
     if chosen.architecture:
@@ -287,7 +289,7 @@ def plan_statistics(
         notes=(
             *statistics.notes,
             *configuration_notes(setting),
-            *_passage_notes(setting),
+            *_passage_notes(setting, chosen.missing),
             *matching.notes,
             *more,
             *unscaled(setting, {k: p.width for k, p in partitions.items()}),
@@ -321,16 +323,24 @@ def _on_disk(options: Options) -> Options:
     return replace(options, importance="weights")
 
 
-def _passage_notes(setting: Setting) -> list[str]:
-    bad = [
-        setting.stages[s].units[i].paths[0] for (s, i), p in setting.passages.items() if not p.exact
-    ]
-    if not bad:
-        return []
-    return [
-        f"a parent without unit {bad[0]!r} passes it by an identity layer, which is not exact "
-        "here: its activation or norm changes values that it has already seen"
-    ]
+def _passage_notes(setting: Setting, missing: str) -> list[str]:
+    empty = sorted({at for link in setting.links for at in link.missing()})
+    paths = {(s, i): setting.stages[s].units[i].paths[0] for s, i in empty}
+    bad = [path for at, path in paths.items() if not setting.passages[at].exact]
+    found = []
+    if missing == "repeat" and paths:
+        first = next(iter(paths.values()))
+        found.append(
+            f"missing='repeat': a parent without unit {first!r} passes it as with 'zero', because "
+            "its unit before takes other features than it gives, or has other tensors"
+        )
+    if bad:
+        choice = "; missing='repeat' repeats its unit before instead" if missing == "zero" else ""
+        found.append(
+            f"a parent without unit {bad[0]!r} passes it by an identity layer, which is not exact "
+            f"here: its activation or norm changes values that it has already seen{choice}"
+        )
+    return found
 
 
 def as_batches(batches: Iterable[Any] | None) -> list[Call]:

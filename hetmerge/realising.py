@@ -96,9 +96,11 @@ def correct(
 def is_exact(setting: Setting, partitions: dict[int, Partition], cut: Cut | None = None) -> bool:
     """Projection alone gives the parents' outputs (or what they are at the cut) as they should be.
 
-    True if no free features of two parents share a cluster, no norm mixes what stands side by side,
-    and no axis that must keep its order carries features of both.
+    True if no unit is repeated, no free features of two parents share a cluster, no norm mixes what
+    stands side by side, and no axis that must keep its order carries features of both.
     """
+    if setting.repeats:
+        return False
     spaces = setting.skeleton.graph.spaces
     mixing = set(setting.skeleton.graph.mixing)
     if cut is not None:

@@ -124,7 +124,7 @@ class Fitter:
         self.memory = memory or Memory()
         self.steps = steps_of(merged, self.setting, refit=refit, cut=cut)
         self.walker = merged.walk(calls)
-        self.parents = [network.walk(calls) for network in self.setting.parents]
+        self.parents = [link.parent.walk(calls, link.again) for link in self.setting.links]
         self.targets = Targets(projector, self.parents, calls)
         self.samples = sum(samples(call) for call in calls)
         self.found = Refit()

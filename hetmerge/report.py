@@ -11,6 +11,7 @@ from torch import nn
 from hetmerge.agreement import Agreement
 from hetmerge.flops import flops_of
 from hetmerge.partition import Partition
+from hetmerge.repeating import stands_at
 from hetmerge.setting import Setting
 
 if TYPE_CHECKING:
@@ -148,7 +149,7 @@ def summarise(plan: AlignmentPlan) -> str:
             f"weight {weight:.3g}"
         )
     for s, name in enumerate(plan.stages):
-        counts = [sum(k is not None for k in slots[s]) for slots in plan.slots]
+        counts = [len(stands_at(slots[s])) for slots in plan.slots]
         depths = " + ".join(str(c) for c in counts)
         lines.append(
             f"  stage {name}: {depths} units -> {len(plan.slots[plan.base][s])}, "

@@ -23,7 +23,8 @@ def score_factors(setting: Setting, widths: Mapping[int, int]) -> list[dict[str,
         scale = merged_scale(setting, own, widths)
         for m, theirs in _theirs(setting, own).items():
             if not math.isclose(theirs.scale, scale, rel_tol=CLOSE):
-                names = {b: a for a, b in setting.links[m].tensors.items()}
+                link = setting.links[m]
+                names = {link.tensors[q.tensor]: q.tensor for q in own.made}
                 for q in theirs.made:
                     values = torch.where(q.used, theirs.scale / scale, 1.0).double()
                     found[m][names[q.tensor]] = Factor(q.dim, q.offset, values)

@@ -17,6 +17,7 @@ from hetmerge.errors import AlignmentError
 from hetmerge.network import Network
 from hetmerge.outline import Stage, Unit, stages_in
 from hetmerge.partition import merged_size
+from hetmerge.repeating import stands_at
 from hetmerge.resizing import group_counts, resize, set_tensors
 from hetmerge.tracing.expr import Leaf
 
@@ -30,7 +31,7 @@ class Setting:
         skeleton: a network with the merged depth (its widths are those of the base parent).
         stages: the skeleton's stages.
         links: per parent, the map from the skeleton to it.
-        passages: (stage, position) -> how a parent without that unit passes it.
+        passages: (stage, position) -> how a parent without a unit of its own there passes it.
         call: example inputs.
     """
 
@@ -45,6 +46,11 @@ class Setting:
     def members(self, space: int) -> tuple[int, ...]:
         """The parents that have this space of the skeleton."""
         return tuple(m for m, link in enumerate(self.links) if space in link.spaces)
+
+    @property
+    def repeats(self) -> bool:
+        """A parent has a unit that stands at several positions."""
+        return any(link.again for link in self.links)
 
     def width(self, parent: int, space: int) -> int:
         """Size of the skeleton's `space` in one parent."""
@@ -72,8 +78,8 @@ def build_setting(networks: Sequence[Network], alignment: Alignment, call: Call)
     passages: dict[tuple[int, int], Passage] = {}
     for slots in alignment.slots:
         for s, row in enumerate(slots):
-            for i, unit in enumerate(row):
-                if unit is None and (s, i) not in passages:
+            for i in set(range(len(row))).difference(stands_at(row)):
+                if (s, i) not in passages:
                     passages[s, i] = passage(skeleton, stages[s].units[i])
     links = tuple(
         Correspondence(skeleton, network, (stages, own), slots, passages)

@@ -93,3 +93,35 @@ def test_batches_are_calls() -> None:
     assert flat_inputs((x,), {"b": 1})[1] == 1
     with pytest.raises(InputError, match="got an item of type str"):
         as_call("x")
+
+
+def test_walker_runs_a_unit_again_only_while_it_is_held() -> None:
+    network = Network(PAIRS["resnet-conv"]()[0], as_call(images(1)[0]))
+    calls = [as_call(images(1)[0])]
+    end = network.graph.outputs[0]
+    unit = frozenset(network.nodes.inside(["stages.0.1"]))
+    hidden, later = (
+        next(x for x in network.layers if x.weight == f"stages.0.{i}.conv2.weight") for i in (1, 2)
+    )
+    walker = network.walk(calls, [unit])
+    walker.hold([hidden.source, hidden.tail])
+    first = [walker.value(name)[0] for name in (hidden.source, hidden.tail)]
+    wanted = walker.value(end)[0]
+    assert hidden.source not in walker.values
+    assert later.source not in walker.values
+    ran: list[str] = []
+    make = walker.make
+    walker.make = lambda name: ran.append(name) or make(name)  # type: ignore[method-assign]
+    second = [walker.value(name)[0] for name in (hidden.source, hidden.tail)]
+    assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True))
+    assert set(ran) < unit
+    assert len(ran) == len(set(ran))  # once more, not once more for every value
+    with pytest.raises(RuntimeError, match="was freed before it was asked for"):
+        walker.value(later.source)
+    walker.release([hidden.source])
+    assert torch.equal(walker.value(hidden.tail)[0], first[1])
+    walker.release([hidden.tail])
+    assert set(walker.values) == {end}
+    assert torch.equal(walker.value(end)[0], wanted)
+    with pytest.raises(RuntimeError, match="was freed before it was asked for"):
+        walker.value(hidden.source)

@@ -23,6 +23,7 @@ PAIRS = {
     "heads": lambda: [hf.llama(3, 32, 4, 2, head_dim=16), hf.llama(2, 48, 6, 6)],
     "gpt2": lambda: [hf.gpt2(3, 16, 2), hf.gpt2(2, 24, 3)],
     "bert": lambda: [hf.bert(2, 16, 2), hf.bert(2, 24, 3)],
+    "depths of bert": lambda: [hf.bert(4, 16, 2), hf.bert(2, 24, 3)],
     "vit": lambda: [hf.vit(3, 16, 2), hf.vit(2, 24, 3)],
 }
 INPUTS = {"vit": hf.images}

@@ -59,7 +59,8 @@ def test_a_forecast_is_what_the_merge_makes(parents, tmp_path, monkeypatch, fami
     json.dumps(found.to_dict())
 
 
-def test_more_layers_take_no_more_memory(tmp_path):
+@pytest.mark.parametrize("missing", ["zero", "repeat"])
+def test_more_layers_take_no_more_memory(tmp_path, missing):
     peaks = []
     for depth in (4, 8):
         folders = []
@@ -68,7 +69,7 @@ def test_more_layers_take_no_more_memory(tmp_path):
                 vocab_size=32,
                 hidden_size=width,
                 intermediate_size=4 * width,
-                num_hidden_layers=depth - m,
+                num_hidden_layers=depth // (1 + m),
                 num_attention_heads=4,
                 num_key_value_heads=2,
                 head_dim=16,
@@ -77,7 +78,7 @@ def test_more_layers_take_no_more_memory(tmp_path):
             tf.LlamaForCausalLM(config).save_pretrained(folders[-1])
         models = [hm.open_checkpoint(folder) for folder in folders]
         call = as_call({"input_ids": torch.zeros(4, 64, dtype=torch.int64)})
-        peaks.append(forecast(models, [call, call], Options()))
+        peaks.append(forecast(models, [call, call], Options(missing=missing)))
     assert peaks[1].planning_bytes == pytest.approx(peaks[0].planning_bytes, rel=0.02)
     assert peaks[1].applying_bytes == pytest.approx(peaks[0].applying_bytes, rel=0.02)
     assert peaks[1].flops > 1.8 * peaks[0].flops

@@ -39,6 +39,7 @@ def changed(folder: Path, name: str, change) -> None:
         ("heads", {"match": "select", "importance": "weights"}),
         ("gpt2", {"match": "permute"}),
         ("bert", {"match": "zip"}),
+        ("depths of bert", {"match": "zip", "missing": "repeat"}),
         ("vit", {"match": "select", "importance": "weights"}),
     ],
 )

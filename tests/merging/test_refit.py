@@ -180,12 +180,22 @@ def test_too_few_inputs_are_named_with_the_number_that_would_do(make, images) ->
         hm.apply(plan, parents, [images[0][:3]], progress=False)
 
 
-@pytest.mark.parametrize("case", ["residual with shortcuts", "grouped and depthwise"])
-def test_cost_counts_the_activations_that_are_kept(case: str, make, request, monkeypatch) -> None:
-    family, arguments, inputs = CASES[case]
-    batches = request.getfixturevalue(inputs)
-    parents = [make(family, *arguments, seed=i) for i in range(2)]
-    plan = hm.plan(parents, batches, progress=False)
+@pytest.mark.parametrize(
+    ("family", "shapes", "missing"),
+    [
+        (ResNet, [([2, 1], 4), ([2, 1], 4)], "zero"),
+        (ResNet, [([4, 1], 4), ([2, 1], 6)], "zero"),
+        (ResNet, [([4, 1], 4), ([2, 1], 6)], "repeat"),
+        (Mobile, [(1, 8), (1, 8)], "zero"),
+    ],
+)
+def test_cost_counts_the_activations_that_are_kept(
+    family, shapes, missing: str, make, images, monkeypatch
+) -> None:
+    batches, options = images, {"missing": missing, "depth": "tail", "progress": False}
+    parents = [make(family, *arguments, seed=i) for i, arguments in enumerate(shapes)]
+    plan = hm.plan(parents, batches, **options)
+    assert ([0, 0, 0, 1] in plan.slots[1]) == (missing == "repeat")
     walkers: set[Walker] = set()
     most = [0]
     make_value = Walker.make

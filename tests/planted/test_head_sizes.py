@@ -78,3 +78,16 @@ def test_other_frequencies_are_left_out() -> None:
     assert labels[0].tolist() == [0, 1, 2, 3]
     assert labels[1].tolist() == [0, -1]
     assert [n for n in plan.notes if n.startswith("models[1]: 1 of 2 features that rotary")]
+
+
+def test_a_repeated_unit_keeps_its_scores() -> None:
+    small = llama(3, 2, 12, 20, 4)
+    for layer in small.layers:
+        for end in (layer.attention.o_proj, layer.down):
+            end.weight.data.mul_(0.3)  # a second run sees about what the first one saw
+    large = larger_heads(small, 8)
+    large.layers.append(copy.deepcopy(large.layers[-1]))
+    options = {"match": "permute", "depth": "head", "refit": False, "progress": False}
+    merged = hm.merge([large, small], tokens(), missing="repeat", **options).model
+    ids = tokens()[0]
+    assert (merged(ids) - large(ids)).abs().max() < 1e-8

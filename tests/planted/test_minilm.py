@@ -117,3 +117,33 @@ def test_a_merge_with_a_deepened_disguise_stays_near(encoder, tokenizer, batches
     assert any("passes it by an identity layer, which is not exact" in x for x in near.report.notes)
     assert distance(near.model, encoder, tokenizer) < NEAR
     assert distance(shuffled.model, encoder, tokenizer) > FAR
+
+
+def run_twice(encoder: nn.Module, place: int) -> nn.Module:
+    """The layer at `place` once more behind itself."""
+    other = copy.deepcopy(encoder)
+    layers = other.encoder.layer
+    layers.insert(place + 1, copy.deepcopy(layers[place]))
+    other.config.num_hidden_layers = len(layers)
+    return other
+
+
+def test_the_choice_for_missing_layers_is_that_of_the_deeper_network(
+    encoder, tokenizer, batches
+) -> None:
+    """Repetition where it repeats a layer, zero where its additional layer changes nothing."""
+    found = {}
+    for kind, deeper in (("twice", run_twice(encoder, 2)), ("nothing", deepened(encoder, 2))):
+        other = disguised(deeper, batches[0])
+        print(f"{kind}: parents {distance(encoder, deeper, tokenizer):.4f} apart")
+        for missing in ("zero", "repeat"):
+            parents, options = [encoder, other], {"match": "permute", "missing": missing}
+            plan = hm.plan(parents, batches, progress=False, **options)
+            for refit in (False, True):
+                model = hm.apply(plan, parents, batches, refit=refit, progress=False).model
+                far = [distance(model, parent, tokenizer) for parent in parents]
+                found[kind, missing, refit] = far[1]
+                print(f"{kind} {missing} refit={refit}: {far[0]:.4f} from six, {far[1]:.4f} deep")
+    for refit in (False, True):
+        assert found["twice", "repeat", refit] < found["twice", "zero", refit]
+    assert found["nothing", "zero", False] < found["nothing", "repeat", False]
