@@ -53,6 +53,7 @@ def files_in(folder: Path) -> dict[str, bytes]:
         ("heads", {"match": "select"}, 3, False),
         ("gpt2", {"match": "permute"}, 3, True),
         ("bert", {"match": "zip"}, 2, True),
+        ("depths of bert", {"match": "zip", "missing": "repeat"}, 3, True),
         ("vit", {"match": "select"}, 3, True),
     ],
 )
