@@ -164,7 +164,7 @@ class Schedule:
     def _reopen(self, name: str) -> None:
         """Let all of the unit that holds `name` run once more, but for values that still exist."""
         unit = self._unit.get(name, frozenset())
-        if not self._wanted[unit]:
+        if self._wanted[unit] <= 0:
             raise RuntimeError(f"value of {name} was freed before it was asked for")
         for freed in unit & self._done - self.values.keys():
             self._done.discard(freed)
