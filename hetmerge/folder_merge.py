@@ -32,6 +32,7 @@ from hetmerge.polishing import Polish, train
 from hetmerge.pretrained import CONFIG
 from hetmerge.progress import Progress
 from hetmerge.shard_writer import JOURNAL
+from hetmerge.snapshots import remove_tree
 from hetmerge.sources import load_model
 from hetmerge.teaching import Teacher
 from hetmerge.vocabulary import Vocabulary
@@ -175,7 +176,7 @@ def _unfinished(out: Path, identity: str) -> Iterator[Path]:
             try:
                 yield work
             except InputError:
-                (work / HALFWAY).unlink(missing_ok=True)  # other inputs start anew
+                remove_tree(work / HALFWAY)  # other inputs start anew
                 raise
             finally:
                 begun = (work / PLAN).exists() or (work / HALFWAY).exists()
@@ -210,7 +211,7 @@ def _plan(
     progress: bool | None,
 ) -> tuple[AlignmentPlan, Any, Any]:
     if (work / PLAN).is_dir():
-        (work / HALFWAY).unlink(missing_ok=True)
+        remove_tree(work / HALFWAY)
         plan = AlignmentPlan.load(work / PLAN)
         return (plan, *setting_of(plan, models))
     halfway = Halfway(work / HALFWAY)
@@ -224,7 +225,7 @@ def _plan(
     )
     with new_directory(work / PLAN) as draft:
         plan.save(draft)
-    halfway.forget()
+    remove_tree(work / HALFWAY)
     return plan, statistics.setting, partitions
 
 

@@ -47,7 +47,3 @@ class Halfway:
         if size_of(tree) < shutil.disk_usage(self.path.parent).free:
             write_tree(self.path, tree)
         self._last = time.monotonic()
-
-    def forget(self) -> None:
-        """The work is done: remove the file."""
-        self.path.unlink(missing_ok=True)

@@ -28,7 +28,7 @@ def write_tree(path: Path, tree: Tree) -> None:
     storages: Storages = {}
     text = json.dumps(_encoded(tree, storages), separators=(",", ":"))
     like = {str(number): storage for number, storage in storages.values()}
-    draft = path.with_suffix(".new")
+    draft = _draft(path)
     with draft.open("wb") as file:
         file.write(header_of(like, {_METADATA: text}))
         for storage in like.values():
@@ -36,6 +36,12 @@ def write_tree(path: Path, tree: Tree) -> None:
         file.flush()
         os.fsync(file.fileno())
     draft.replace(path)
+
+
+def remove_tree(path: Path) -> None:
+    """Remove a file, and what a stop may have left of the next one."""
+    path.unlink(missing_ok=True)
+    _draft(path).unlink(missing_ok=True)
 
 
 def read_tree(path: Path) -> Tree:
@@ -49,6 +55,10 @@ def read_tree(path: Path) -> Tree:
         length = int.from_bytes(file.read(8), "little")
         text = json.loads(file.read(length))["__metadata__"][_METADATA]
     return _decoded(json.loads(text), places, {})
+
+
+def _draft(path: Path) -> Path:
+    return path.with_suffix(".new")
 
 
 def size_of(tree: Tree) -> int:

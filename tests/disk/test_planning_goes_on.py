@@ -65,6 +65,7 @@ def test_the_same_bytes(parents, tmp_path, monkeypatch, mortal, family, options,
     with pytest.raises(Killed):
         hm.merge_to(tmp_path / "out", folders, batches, **options)
     assert (unfinished(tmp_path / "out") / HALFWAY).is_file()
+    (unfinished(tmp_path / "out") / HALFWAY).with_suffix(".new").write_bytes(b"cut off")
     aligned = []
     align = hm.calibration.align
     monkeypatch.setattr(
