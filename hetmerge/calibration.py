@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import Tensor, nn
@@ -125,9 +125,8 @@ def align_parents(
     parents = relatives(models)
     named = enumerate(parents.models)
     networks = [Network(m, calls[0], f"models[{i}]", member=i) for i, m in named]
-    known = halfway.take("alignment") if halfway else None
-    if known:
-        alignment = Alignment(find_stages(networks, blocks), **known)
+    if halfway and (before := halfway.take("alignment")):
+        alignment = Alignment(find_stages(networks, blocks), **before)
     else:
         alignment = align(
             networks, calls, depth=depth, missing=missing, blocks=blocks, progress=progress
@@ -137,10 +136,8 @@ def align_parents(
         halfway.passed()
     setting = build_setting(networks, alignment, calls[0])
     total = sum(samples(call) for call in calls)
-    similarity, known = alignment.similarity, tuple(calls)
-    return Statistics(
-        similarity, {}, {}, {}, {}, {}, {}, total, setting, known, notes=parents.notes
-    )
+    found = Statistics(alignment.similarity, {}, {}, {}, {}, {}, {}, total, setting, tuple(calls))
+    return replace(found, notes=parents.notes)
 
 
 def as_calls(

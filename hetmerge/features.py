@@ -53,14 +53,6 @@ def _paths(expr: Expr, path: tuple[int, ...]) -> Iterator[tuple[int, tuple[int, 
         yield from _paths(part, (*path, i))
 
 
-def part(expr: Expr, path: tuple[int, ...]) -> Expr:
-    """The part of an expression at `path`."""
-    for i in path:
-        assert isinstance(expr, (Product, Concat))
-        expr = expr.parts[i]
-    return expr
-
-
 def take(value: Tensor, expr: Expr, dim: int, path: tuple[int, ...]) -> Tensor:
     """The features at `path` of dimension `dim`, as [positions, size] or [batch, size, ...]."""
     if not path:

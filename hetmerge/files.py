@@ -12,13 +12,14 @@ from pathlib import Path
 from hetmerge.errors import CheckpointError
 
 
-def replace_file(path: Path, content: bytes) -> None:
-    """Write beside, then rename."""
+def replace_file(path: Path, *parts: bytes | memoryview) -> None:
+    """Write the parts beside, one after the other, then rename."""
     with tempfile.NamedTemporaryFile(
         dir=path.parent, prefix=f".{path.name}.", delete=False
     ) as file:
         try:
-            file.write(content)
+            for part in parts:
+                file.write(part)
             file.flush()
             os.fsync(file.fileno())
             Path(file.name).chmod(0o644)

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time
 from collections.abc import Callable
 from pathlib import Path
 
-from hetmerge.snapshots import Tree, read_tree, size_of, write_tree
+from hetmerge.snapshots import Tree, read_tree, write_tree
 
 EVERY = 300.0  # seconds from one snapshot to the next: what a stop may cost
 
@@ -15,11 +14,13 @@ EVERY = 300.0  # seconds from one snapshot to the next: what a stop may cost
 class Halfway:
     """A file with what planning has finished, replaced every few minutes.
 
+    Without room for it on the disk there is none, and a stop costs more.
+
     Args:
         path: of the file; if an earlier run has left it, planning goes on from there.
 
     Raises:
-        CheckpointError: the snapshot is damaged.
+        CheckpointError: the file is damaged, or of another version.
     """
 
     def __init__(self, path: Path) -> None:
@@ -37,13 +38,8 @@ class Halfway:
         self._parts[name] = part
 
     def passed(self) -> None:
-        """Everything that is kept fits together now: take a snapshot if the last one is old.
-
-        Without room for it on the disk there is none, and a stop costs more.
-        """
+        """Everything that is kept fits together now: take a snapshot if the last one is old."""
         if time.monotonic() - self._last < EVERY:
             return
-        tree = {name: part() for name, part in self._parts.items()}
-        if size_of(tree) < shutil.disk_usage(self.path.parent).free:
-            write_tree(self.path, tree)
+        write_tree(self.path, {name: part() for name, part in self._parts.items()})
         self._last = time.monotonic()

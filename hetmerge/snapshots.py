@@ -3,69 +3,57 @@
 from __future__ import annotations
 
 import json
-import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
 
+from hetmerge.errors import CheckpointError
+from hetmerge.files import replace_file
 from hetmerge.shard_writer import header_of
 from hetmerge.shards import Stored, read_header
 from hetmerge.weights import read
 
 Tree = Any  # None, bool, int, float, str, Tensor; lists, tuples and dicts of trees
 Storages = dict[tuple[int, torch.dtype], tuple[int, Tensor]]  # address, type -> number, numbers
-_METADATA = "tree"
+_FORMAT = "hetmerge snapshot, version 1"
 
 
 def write_tree(path: Path, tree: Tree) -> None:
-    """Write a tree in the safetensors format, storage by storage, and rename it into place.
+    """Write a tree in the safetensors format, storage by storage; nothing without room for it.
 
     Tensors that share memory share it when they are read, with the same strides: what is computed
     from them has the same bits.
     """
     storages: Storages = {}
     text = json.dumps(_encoded(tree, storages), separators=(",", ":"))
+    parts = [storage.cpu().view(torch.uint8).numpy().data for _, storage in storages.values()]
     like = {str(number): storage for number, storage in storages.values()}
-    draft = _draft(path)
-    with draft.open("wb") as file:
-        file.write(header_of(like, {_METADATA: text}))
-        for storage in like.values():
-            file.write(storage.cpu().view(torch.uint8).numpy().data)
-        file.flush()
-        os.fsync(file.fileno())
-    draft.replace(path)
-
-
-def remove_tree(path: Path) -> None:
-    """Remove a file, and what a stop may have left of the next one."""
-    path.unlink(missing_ok=True)
-    _draft(path).unlink(missing_ok=True)
+    if sum(part.nbytes for part in parts) < shutil.disk_usage(path.parent).free:
+        replace_file(path, header_of(like, {_FORMAT: text}), *parts)
 
 
 def read_tree(path: Path) -> Tree:
     """What :func:`write_tree` wrote, on the CPU.
 
     Raises:
-        CheckpointError: the file is damaged.
+        CheckpointError: the file is damaged, or of another version.
     """
     places = read_header(path)
     with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        text = json.loads(file.read(length))["__metadata__"][_METADATA]
+        header = json.loads(file.read(int.from_bytes(file.read(8), "little")))
+    text = header.get("__metadata__", {}).get(_FORMAT)
+    if text is None:
+        raise CheckpointError(f"{path}: is not a {_FORMAT}; remove {path.parent} to start anew")
     return _decoded(json.loads(text), places, {})
 
 
-def _draft(path: Path) -> Path:
-    return path.with_suffix(".new")
-
-
-def size_of(tree: Tree) -> int:
-    """Bytes of the tensors of a tree."""
-    storages: Storages = {}
-    _encoded(tree, storages)
-    return sum(storage.numel() * storage.element_size() for _, storage in storages.values())
+def remove_tree(path: Path) -> None:
+    """Remove a file, and what a kill may have left of the next one."""
+    for file in (path, *path.parent.glob(f".{path.name}.*")):
+        file.unlink(missing_ok=True)
 
 
 def _encoded(tree: Tree, storages: Storages) -> Any:

@@ -1,8 +1,7 @@
 """Peak memory of merging checkpoints shaped as two published models, beside its forecast.
 
 python benchmarks/llm/lm_memory.py                           # 1.2 B + 0.5 B parameters
-python benchmarks/llm/lm_memory.py --tokens 512 --repeat 2   # twice as many layers
-python benchmarks/llm/lm_memory.py --tokens 512 --layers 2,3 # or fewer, which takes minutes
+python benchmarks/llm/lm_memory.py --tokens 512 --layers 2,3 # fewer layers, which takes minutes
 
 The weights are random bfloat16 numbers: memory and time do not depend on them.
 """
@@ -116,12 +115,11 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--tokens", type=int, default=4096)
     parser.add_argument("--layers", default="16,24", help="of the large and the small model")
-    parser.add_argument("--repeat", type=int, default=1, help="times as many layers")
     parser.add_argument("--match", default="zip")
     parser.add_argument("--folder", type=Path, default=Path("hetmerge-memory"))
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
-    layers = [chosen.repeat * int(count) for count in chosen.layers.split(",")]
+    layers = [int(count) for count in chosen.layers.split(",")]
     named = list(zip(SHAPES, layers, strict=True))
     folders = [chosen.folder / f"{name}-{count}" for name, count in named]
     out = chosen.folder / f"merged-{'-'.join(map(str, layers))}"

@@ -1,9 +1,11 @@
 """A plan from disk that was stopped goes on from finished layers, to the same bytes."""
 
+import shutil
 from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 import hetmerge as hm
 from hetmerge import halfway, weights
@@ -65,7 +67,7 @@ def test_the_same_bytes(parents, tmp_path, monkeypatch, mortal, family, options,
     with pytest.raises(Killed):
         hm.merge_to(tmp_path / "out", folders, batches, **options)
     assert (unfinished(tmp_path / "out") / HALFWAY).is_file()
-    (unfinished(tmp_path / "out") / HALFWAY).with_suffix(".new").write_bytes(b"cut off")
+    (unfinished(tmp_path / "out") / f".{HALFWAY}.draft").write_bytes(b"cut off by a kill")
     aligned = []
     align = hm.calibration.align
     monkeypatch.setattr(
@@ -114,15 +116,15 @@ def test_inputs_that_do_not_fit_leave_nothing(parents, tmp_path, mortal):
 
 def test_no_snapshot_without_room(parents, tmp_path, monkeypatch, mortal):
     _, folders, batches = parents("llama")
-    usage = halfway.shutil.disk_usage(tmp_path)._replace(free=0)
-    monkeypatch.setattr(halfway.shutil, "disk_usage", lambda path: usage)
+    usage = shutil.disk_usage(tmp_path)._replace(free=0)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     mortal(3)
     with pytest.raises(Killed):
         hm.merge_to(tmp_path / "out", folders, batches, progress=False)
     assert not unfinished(tmp_path / "out").exists()
 
 
-def test_a_damaged_snapshot_is_named(parents, tmp_path, mortal):
+def test_a_snapshot_that_cannot_be_read_is_named(parents, tmp_path, mortal):
     _, folders, batches = parents("llama")
     mortal(2)
     with pytest.raises(Killed):
@@ -130,6 +132,9 @@ def test_a_damaged_snapshot_is_named(parents, tmp_path, mortal):
     file = unfinished(tmp_path / "out") / HALFWAY
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(hm.CheckpointError, match=rf"{HALFWAY}: has .* cut short or damaged"):
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+    save_file({"0": torch.zeros(3)}, file, {"hetmerge snapshot, version 0": "{}"})
+    with pytest.raises(hm.CheckpointError, match="is not a hetmerge snapshot, version 1; remove"):
         hm.merge_to(tmp_path / "out", folders, batches, progress=False)
 
 

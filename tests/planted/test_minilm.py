@@ -78,6 +78,13 @@ def distance(model: nn.Module, other: nn.Module, tokenizer) -> float:
     return float(1 - (found * wanted).sum(1).min())
 
 
+def shown(merge: str, model: nn.Module, other: nn.Module, tokenizer) -> float:
+    """The distance of a merge."""
+    found = distance(model, other, tokenizer)
+    FIGURES.info("%s: %.1e", merge, found)
+    return found
+
+
 def deepened(encoder: nn.Module, after: int) -> nn.Module:
     """One more layer, which changes nothing though norms stand in the stream.
 
@@ -102,9 +109,10 @@ def test_embeddings_survive_a_merge_with_a_disguise(encoder, tokenizer, batches)
     other = disguised(encoder, batches[0])
     assert distance(other, encoder, tokenizer) < SAME
     result = hm.merge([encoder, other], batches, match="permute", progress=False)
-    assert distance(result.model, encoder, tokenizer) < CLOSE
+    assert shown("disguise, permute, refit", result.model, encoder, tokenizer) < CLOSE
     shuffled = hm.merge([encoder, other], batches, match="identity", refit=False, progress=False)
-    assert distance(shuffled.model, encoder, tokenizer) > FAR  # it was a disguise
+    far = shown("disguise, by position", shuffled.model, encoder, tokenizer)
+    assert far > FAR  # it was a disguise
 
 
 def test_a_merge_with_a_deepened_disguise_stays_near(encoder, tokenizer, batches) -> None:
@@ -118,8 +126,8 @@ def test_a_merge_with_a_deepened_disguise_stays_near(encoder, tokenizer, batches
     near, shuffled = found["permute"], found["identity"]
     assert near.model.config.num_hidden_layers == 7
     assert any("passes it by an identity layer, which is not exact" in x for x in near.report.notes)
-    assert distance(near.model, encoder, tokenizer) < NEAR
-    assert distance(shuffled.model, encoder, tokenizer) > FAR
+    assert shown("deepened, permute", near.model, encoder, tokenizer) < NEAR
+    assert shown("deepened, by position", shuffled.model, encoder, tokenizer) > FAR
 
 
 def run_twice(encoder: nn.Module, place: int) -> nn.Module:

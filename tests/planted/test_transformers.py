@@ -19,18 +19,18 @@ from families import pretrained as hf  # noqa: E402
 TOLERANCE = {"llama": 3e-5, "qwen2": 3e-5, "gpt2": 1e-8, "bert": 1e-8}
 
 
+SMALL = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "intermediate_size": 48,
+    "vocab_size": 31,
+    "max_position_embeddings": 32,
+}
+
+
 def qwen2() -> nn.Module:
-    return tf.Qwen2ForCausalLM(
-        tf.Qwen2Config(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=4,
-            num_key_value_heads=2,
-            intermediate_size=48,
-            vocab_size=31,
-            max_position_embeddings=32,
-        )
-    )
+    heads = {"num_attention_heads": 4, "num_key_value_heads": 2}
+    return tf.Qwen2ForCausalLM(tf.Qwen2Config(**SMALL, **heads))
 
 
 MODELS = {
@@ -128,15 +128,7 @@ def test_disguise(family: str, match: str) -> None:
 LAYOUTS = {
     # queries, keys and values side by side in every head
     "neox": lambda: tf.GPTNeoXForCausalLM(
-        tf.GPTNeoXConfig(
-            hidden_size=32,
-            num_hidden_layers=2,
-            num_attention_heads=2,
-            intermediate_size=48,
-            vocab_size=31,
-            max_position_embeddings=32,
-            rotary_pct=0.25,
-        )
+        tf.GPTNeoXConfig(**SMALL, num_attention_heads=2, rotary_pct=0.25)
     ),
     # heads that constants tell apart: what is inside them is free
     "bloom": lambda: tf.BloomForCausalLM(
