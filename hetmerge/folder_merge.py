@@ -160,6 +160,8 @@ def _unfinished(out: Path, identity: str) -> Iterator[Path]:
     """The folder; it stays after a stop, but not when there is nothing yet to go on from."""
     work = unfinished(out)
     try:
+        if work.is_dir() and all(file.name.startswith(".") for file in work.iterdir()):
+            shutil.rmtree(work)  # a stop before anything was known of it
         if work.exists():
             found = work / RUN
             if not found.is_file() or json.loads(found.read_text())["identity"] != identity:

@@ -135,6 +135,16 @@ def test_a_merge_with_other_options_does_not_go_on(parents, tmp_path, monkeypatc
         hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="permute")
 
 
+def test_a_merge_that_was_stopped_before_it_knew_anything(parents, tmp_path):
+    _, folders, batches = parents("llama")
+    work = unfinished(tmp_path / "out")
+    work.mkdir()
+    (work / ".run.json.draft").write_bytes(b"{")
+    hm.merge_to(tmp_path / "out", folders, batches, progress=False, refit=False)
+    assert not work.exists()
+    assert not list((tmp_path / "out").glob(".*"))
+
+
 def test_one_process_at_a_time(parents, tmp_path):
     fcntl = pytest.importorskip("fcntl")
     _, folders, batches = parents("llama")
