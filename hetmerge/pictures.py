@@ -3,6 +3,7 @@
 import io
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from textwrap import wrap
 
 import numpy as np
 from matplotlib import rc_context
@@ -14,6 +15,11 @@ from numpy.typing import NDArray
 
 ALIGNED = "#d62728"
 MOST_CELLS_WITH_NUMBERS = 160
+LETTERS = 12  # of a title, per inch
+CKA_TITLE = (
+    "Red box: the run of deep layers that one shallow layer stands for",
+    "red dot: the deep layer it is merged with",
+)
 
 
 def cka_picture(
@@ -48,8 +54,10 @@ def cka_figure(
     stages = [name for name in similarity if len(similarity[name]) > 1] or list(similarity)
     maps = [np.asarray(similarity[name], dtype=float) for name in stages]
     widths = [max(2.6, 0.62 * m.shape[1] + 1.2) for m in maps]
-    height = max(3.2, 0.42 * max((len(m) for m in maps), default=1) + 1.7)
-    figure = Figure(figsize=(sum(widths) + 1.2, height), layout="constrained")
+    width = sum(widths) + 1.2
+    title = [line for text in CKA_TITLE for line in wrap(text, int(LETTERS * width))]
+    height = max(3.2, 0.42 * max((len(m) for m in maps), default=1) + 1.3 + 0.2 * len(title))
+    figure = Figure(figsize=(width, height), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, len(maps), squeeze=False, width_ratios=widths)[0]
     low = min((float(m.min()) for m in maps), default=0.0)
@@ -62,11 +70,7 @@ def cka_figure(
     figure.supxlabel("layer of the shallower parent", fontsize=10)
     if image is not None:
         figure.colorbar(image, ax=list(axes), label="CKA", fraction=0.05)
-    figure.suptitle(
-        "Red box: the run of deep layers that one shallow layer stands for\n"
-        "red dot: the deep layer it is merged with",
-        fontsize=10,
-    )
+    figure.suptitle("\n".join(title), fontsize=10)
     return figure
 
 

@@ -29,6 +29,9 @@ def test_every_shape_fits(tmp_path: Path, shapes: list[tuple[int, int]]) -> None
     values = np.random.RandomState(0)
     similarity = {f"s{k}": values.rand(*shape).tolist() for k, shape in enumerate(shapes)}
     segments = {f"s{k}": list(range(shape[1])) for k, shape in enumerate(shapes)}
-    height, width, _ = drawn(tmp_path / "c.png", similarity, segments).shape
+    pixels = drawn(tmp_path / "c.png", similarity, segments)
+    height, width, _ = pixels.shape
+    edges = (pixels[0], pixels[-1], pixels[:, 0], pixels[:, -1])
+    assert all(bool((edge == 255).all()) for edge in edges)  # nothing is cut off
     assert min(height, width) >= 300
     assert max(height, width) < 4000
