@@ -55,7 +55,7 @@ def agreement(
     flat = torch.cat([labels[m] for m in sizes])
     parent = torch.repeat_interleave(torch.arange(len(sizes)), torch.tensor(list(sizes.values())))
     pairs = _pairs(flat)
-    values = similarity[pairs[:, 0], pairs[:, 1]].double().clamp(-1, 1)
+    values = similarity[pairs[:, 0], pairs[:, 1]].double().clamp(-1, 1).cpu()
     same = parent[pairs[:, 0]] == parent[pairs[:, 1]]
     across = values[~same]
     return Agreement(

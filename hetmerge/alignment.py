@@ -212,7 +212,7 @@ def _similarity(
                     _score(scores[s][m], features[deepest[s]][s], mine[s], names[s])
     return {
         name: [
-            torch.eye(len(stages[m][s].units)) if m == deepest[s] else scores[s][m].value()
+            torch.eye(len(stages[m][s].units)) if m == deepest[s] else scores[s][m].value().cpu()
             for m in range(len(stages))
         ]
         for s, name in enumerate(names)

@@ -19,7 +19,7 @@ from hetmerge.draft import Draft
 from hetmerge.errors import InputError
 from hetmerge.on_disk import Place, realise_on_disk
 from hetmerge.partition import Partition
-from hetmerge.planning import AlignmentPlan, as_batches, setting_of
+from hetmerge.planning import AlignmentPlan, batches_for, setting_of
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
 from hetmerge.realising import Realised, correct, is_exact, realise
@@ -139,7 +139,7 @@ def apply(
     changes = {"refit": refit, "ridge": ridge, "repair": repair, "weights": weights, "seed": seed}
     changes["stop_at"] = stop_at
     plan = plan.with_options(**{k: v for k, v in changes.items() if v is not None})
-    calls = as_batches(batches)
+    calls = batches_for(models, batches)
     setting, partitions = setting_of(plan, models)
     return prepare(plan, setting, partitions, calls).run(Progress(progress))
 

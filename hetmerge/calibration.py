@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from hetmerge.alignment import DEPTHS, Alignment, align, find_stages
 from hetmerge.batches import Call, as_call, check_members, samples
+from hetmerge.devices import call_on, device_of
 from hetmerge.errors import InputError
 from hetmerge.gathering import Gathered, gather
 from hetmerge.halfway import Halfway
@@ -147,7 +148,7 @@ def as_calls(
     check_models(models)
     if depth not in DEPTHS:
         raise InputError(f"depth: got {depth!r}; allowed: {', '.join(DEPTHS)}")
-    calls = all_calls(batches)
+    calls = calls_for(models, batches)
     if not calls:
         raise InputError("batches: got none; calibration needs at least one batch of inputs")
     for i, call in enumerate(calls):
@@ -175,6 +176,13 @@ def check_models(models: Any) -> None:
             )
     if len({isinstance(model, Checkpoint) for model in models}) > 1:
         raise InputError("models: some are modules and some are checkpoints; allowed: one kind")
+
+
+def calls_for(models: Sequence[nn.Module | Checkpoint], batches: Iterable[Any]) -> list[Call]:
+    """Every batch as (args, kwargs), on the device of the models."""
+    check_models(models)
+    device = device_of(models)
+    return [call_on(call, device) for call in all_calls(batches)]
 
 
 def all_calls(batches: Iterable[Any]) -> list[Call]:

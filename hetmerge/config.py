@@ -235,7 +235,8 @@ class MergeConfig(Section):
     evaluation: Evaluation | None = None
     tokenizer: Tokenizer | None = None
     polish: Polishing | None = None
-    dtype: Literal["float64", "float32"] = "float32"
+    device: Annotated[str, Field(min_length=1)] = "cpu"
+    dtype: Literal["float64", "float32", "bfloat16"] = "float32"
     out_dtype: DType | None = None
     max_shard_size: Annotated[str, BeforeValidator(_size)] = "5GB"
     trust_remote_code: bool = False

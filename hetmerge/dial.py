@@ -144,7 +144,7 @@ def curve_of(matcher: Matcher, space: Space) -> Curve:
     importance = importance_of(covariance, sizes, given, matcher.weights)
     lost = shares_lost(covariance, importance, matcher.at(space, widths), matcher.weights)
     reads = sum(matcher.weights[m] * len(places) for m, places in given.items())
-    return Curve((space.index,), widths, -reads * torch.log1p(-lost.clamp(0, MOST)))
+    return Curve((space.index,), widths, -reads * torch.log1p(-lost.clamp(0, MOST)).cpu())
 
 
 def problem_of(

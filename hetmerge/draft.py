@@ -41,7 +41,9 @@ class Draft(State):
         dtype: torch.dtype,
     ) -> None:
         self.projector, self.writer, self.dtype = projector, writer, dtype
-        self._owners, self._buffers, self._unused = dict(owners), dict(buffers), dict(unused)
+        self.device = projector.setting.parents[0].state.device
+        self._owners, self._unused = dict(owners), dict(unused)
+        self._buffers = {name: tensor.to(self.device) for name, tensor in buffers.items()}
         self._made = projector.setting.skeleton.graph.tensors
         self._source = {b: a for a, b in self._owners.items() if a in self._made}
         self._kept: dict[str, Tensor] = {}
@@ -116,4 +118,5 @@ class Draft(State):
         self.writer.close()
 
     def _wide(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        found = tensor.to(self.device)
+        return found.to(self.dtype) if found.is_floating_point() else found

@@ -6,10 +6,9 @@ import json
 from collections.abc import Sequence
 from pathlib import Path
 
-import torch
-
 from hetmerge.card import model_card
 from hetmerge.companions import CARD, CONFIG_COPY
+from hetmerge.devices import known_device
 from hetmerge.errors import CheckpointError, InputError
 from hetmerge.files import replace_file
 from hetmerge.folder_merge import PLAN
@@ -52,14 +51,12 @@ def run(
     """
     report = _report(folder)
     models, left_out = _models(folder, report)
+    where = known_device(device)
     tasks = Tasks(names, include_path, limit)
     be_silent()
     for who, path in models.items():
         model = load_pretrained(path)
-        try:
-            model.to(torch.device(device))
-        except RuntimeError as error:
-            raise InputError(f"device: got {device!r} ({str(error).splitlines()[0]})") from error
+        model.to(where)
         found = tasks.score(model, load_tokenizer(path), batch_size)
         report.scores[who] = {**report.scores.get(who, {}), **found}
         del model

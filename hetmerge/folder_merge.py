@@ -47,6 +47,7 @@ def merge_to(
     batches: Iterable[Any],
     *,
     dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
     out_dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD,
     vocabulary: Vocabulary | None = None,
@@ -68,6 +69,7 @@ def merge_to(
         parents: directories, or what :func:`hetmerge.open_checkpoint` returns.
         batches: calibration inputs, dicts of keyword arguments such as input_ids [batch, tokens].
         dtype: what is computed in.
+        device: where it is computed, such as "cuda".
         out_dtype: what is written; None: the type that the base parent is stored in.
         shard_bytes: of a file, at most.
         vocabulary: of parents with different tokenizers, which rows of their embeddings and heads
@@ -90,7 +92,9 @@ def merge_to(
     """
     out = Path(out)
     check_new(out)
-    models = [p if isinstance(p, Checkpoint) else open_checkpoint(p, dtype) for p in parents]
+    models = [
+        p if isinstance(p, Checkpoint) else open_checkpoint(p, dtype, device) for p in parents
+    ]
     chosen = Options.make({"match": "zip", **options})
     calls = as_calls(models, batches, chosen.depth)
     identity = _identity(models, calls, chosen, (dtype, out_dtype, shard_bytes), vocabulary)
@@ -261,4 +265,4 @@ def _identity(
 
 
 def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data
+    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

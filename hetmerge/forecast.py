@@ -15,6 +15,7 @@ from hetmerge.architecture import check_reached, target_of, widths_of
 from hetmerge.batches import Call, positions
 from hetmerge.calibration import Statistics
 from hetmerge.cost import Ledger, Meter, estimate, forward_flops
+from hetmerge.devices import call_on, device_of
 from hetmerge.family_sizes import fit_family
 from hetmerge.gathering import (
     CHANCE_FEATURES,
@@ -43,7 +44,7 @@ from hetmerge.tracing.spaces import Space
 from hetmerge.vocabulary import Vocabulary
 from hetmerge.weights import OnDisk
 
-SIDE = 1024  # of the products that tell how fast this machine is
+SIDE, SIDE_ELSEWHERE = 1024, 8192  # of the products that tell how fast this machine is
 
 
 @dataclass(frozen=True)
@@ -67,6 +68,8 @@ class Forecast:
         flops: floating-point operations in all.
         seconds: what they take at the rate of matrix products on this machine.
         notes: remarks.
+        device: where it is computed.
+        largest_bytes: of a tensor on disk.
     """
 
     parents: list[dict[str, Any]]
@@ -85,17 +88,30 @@ class Forecast:
     flops: int
     seconds: float
     notes: list[str]
+    device: str
+    largest_bytes: int
     polish: PolishCost | None = None
 
     @property
-    def peak_bytes(self) -> int:
-        """Of the whole process."""
+    def working_bytes(self) -> int:
+        """Most memory on the device where it is computed, over what the process holds."""
         training = self.polish.peak_bytes if self.polish else 0
-        return self.process_bytes + max(self.planning_bytes, self.applying_bytes, training)
+        return max(self.planning_bytes, self.applying_bytes, training)
+
+    @property
+    def peak_bytes(self) -> int:
+        """Of the whole process in the memory of the CPU: computing elsewhere, a tensor that passes
+        through in two types."""
+        passing = self.working_bytes if self.device == "cpu" else 2 * self.largest_bytes
+        return self.process_bytes + passing
 
     def to_dict(self) -> dict[str, Any]:
         """Plain data for JSON."""
-        return {**asdict(self), "peak_bytes": self.peak_bytes}
+        return {
+            **asdict(self),
+            "peak_bytes": self.peak_bytes,
+            "working_bytes": self.working_bytes,
+        }
 
 
 def forecast(
@@ -119,6 +135,8 @@ def forecast(
         PlanError: no configuration of the family has the merged sizes.
         AlignmentError: the parents do not correspond.
     """
+    device = device_of(models)
+    calls = [call_on(call, device) for call in calls]
     parents = relatives(models)
     networks = [
         Network(m, calls[0], str(models[i].folder), member=i, fold=False)
@@ -171,9 +189,13 @@ def forecast(
         planning_bytes=planning,
         applying_bytes=applying.peak_bytes,
         flops=single,
-        seconds=single / _rate(),
+        seconds=single / _rate(device),
         notes=[*parents.notes, *configuration_notes(setting), *notes, *applying.notes],
         polish=trained,
+        device=device.type,
+        largest_bytes=max(
+            place.stop - place.start for model in models for place in model.state.stored.values()
+        ),
     )
 
 
@@ -292,10 +314,11 @@ def _planning_flops(setting: Setting, calls: Sequence[Call]) -> int:
     return int(passes + passes / growth + tokens * pairs)
 
 
-def _rate() -> float:
-    """Operations per second of float32 matrix products here."""
-    x = torch.ones(SIDE, SIDE)
-    x @ x  # the first one also starts threads
+def _rate(device: torch.device) -> float:
+    """Operations per second of float32 matrix products there."""
+    side = SIDE if device.type == "cpu" else SIDE_ELSEWHERE
+    x = torch.ones(side, side, device=device)
+    float((x @ x)[0, 0])  # the first one also starts threads, or the device
     began = time.perf_counter()
-    x @ x
-    return 2 * SIDE**3 / (time.perf_counter() - began)
+    float((x @ x)[0, 0])
+    return 2 * side**3 / (time.perf_counter() - began)

@@ -102,10 +102,10 @@ def keep_units(
     labels[list(kept)] = torch.arange(len(kept))
     at = torch.cat([units[i] for i in kept])
     read = second[:, at] @ torch.linalg.pinv(second[at][:, at], rtol=RANK, hermitian=True)
-    read[at] = torch.eye(len(at), dtype=torch.float64)
+    read[at] = torch.eye(len(at)).to(read)
     each = [count * len(units[0]) for count in sizes.values()]
     return Partition(
         len(kept),
         dict(zip(sizes, labels.split(list(sizes.values())), strict=True)),
         dict(zip(sizes, read.split(each), strict=True)),
-    )
+    ).cpu()

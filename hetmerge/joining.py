@@ -46,12 +46,13 @@ def join(
     mass = factor.sum(0)
     like = next(iter(setting.parents[0].state.values()))
     spec = {"dim": dim, "width": width, "heads": len(parents)}
-    tensors = {"index": index, "factor": (factor / mass.where(mass > 0, 1.0)).to(like.dtype)}
+    share = factor / mass.where(mass > 0, 1.0)
+    tensors = {"index": index.to(like.device), "factor": share.to(like)}
     everything = all(len(labels.unique()) == width for labels, _ in found[dim])
     if values is not None and not everything and not gives_tokens(projector, place):
         scales = [scale_of(values(m)) for m in parents]
         for name, numbers in zip(("mean", "deviation"), zip(*scales, strict=True), strict=True):
-            tensors[name] = torch.tensor(numbers, dtype=torch.float64).to(like.dtype)
+            tensors[name] = torch.tensor(numbers, dtype=torch.float64).to(like)
     return {**spec, "dtype": str(like.dtype).removeprefix("torch.")}, tensors
 
 

@@ -46,22 +46,24 @@ class Labelling:
             target: clusters wanted; there are no more than features that are heard.
 
         Returns:
-            The number of clusters, and int64 [features] per block.
+            The number of clusters, and int64 [features] per block, on the CPU.
         """
         counts = [count for _, count in blocks]
-        silent = torch.tensor([self.weights[m] == 0 for m, _ in blocks])
+        where = similarity.device
+        silent = torch.tensor([self.weights[m] == 0 for m, _ in blocks], device=where)
         silent &= ~silent.all()
         active = [n for n, quiet in zip(counts, silent.tolist(), strict=True) if not quiet]
-        width, flat = min(target, sum(active)), torch.empty(sum(counts), dtype=torch.int64)
-        quiet = silent.repeat_interleave(torch.tensor(counts))
+        width = min(target, sum(active))
+        flat = torch.empty(sum(counts), dtype=torch.int64, device=where)
+        quiet = silent.repeat_interleave(torch.tensor(counts, device=where))
         nearest = similarity[quiet][:, ~quiet].argmax(1)
         shown = similarity[~quiet][:, ~quiet] if bool(silent.any()) else similarity
-        found = torch.arange(width)
+        found = torch.arange(width, device=where)
         if width < sum(active):
             found = self._match(name, match, shown, active, width)
         flat[~quiet] = found
         flat[quiet] = found[nearest]
-        return width, flat.split(counts)
+        return width, flat.cpu().split(counts)
 
     def _match(
         self, name: str, match: str, similarity: Tensor, counts: list[int], target: int

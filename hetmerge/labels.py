@@ -30,7 +30,8 @@ def similarity_of(moments: Moments) -> Tensor:
         similarity = _scale_free(moments, dead)
     if not bool(dead.any()):
         return similarity
-    parent = torch.repeat_interleave(torch.arange(len(moments.sizes)), torch.tensor(moments.sizes))
+    parents = torch.arange(len(moments.sizes), device=dead.device)
+    parent = parents.repeat_interleave(torch.tensor(moments.sizes, device=dead.device))
     both = dead[:, None] & dead[None]
     same = parent[:, None] == parent[None]
     return similarity.masked_fill_(both, 1.0).masked_fill_(both & same, 1 - 1e-6)
@@ -47,7 +48,8 @@ def _across(moments: Moments) -> Tensor:
     """The blocks between different parents, without that floor either."""
     deviation = moments.variance().sqrt().split(moments.sizes)
     starts = [0, *torch.tensor(moments.sizes).cumsum(0).tolist()]
-    similarity = torch.zeros(starts[-1], starts[-1], dtype=torch.float64)
+    total, where = starts[-1], deviation[0].device
+    similarity = torch.zeros(total, total, dtype=torch.float64, device=where)
     for a, b in combinations(range(len(moments.sizes)), 2):
         left, right = deviation[a][:, None], deviation[b]
         found = moments.covariance_between(a, b) / (left * right)
@@ -76,7 +78,7 @@ def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tens
     """
     starts = [0, *torch.tensor(list(sizes)).cumsum(0).tolist()]
     order = canonical_order(similarity, sizes)
-    labels = torch.full((starts[-1],), -1, dtype=torch.int64)
+    labels = torch.full((starts[-1],), -1, device=similarity.device)
     clusters = 0
     for m in order:
         rows = slice(starts[m], starts[m + 1])
@@ -88,7 +90,7 @@ def permute_labels(similarity: Tensor, sizes: Sequence[int], width: int) -> Tens
             best = score[mine, theirs].argsort(descending=True, stable=True)[:pairs]
             labels[starts[m] + mine[best]] = theirs[best]
         alone = (labels[rows] < 0).nonzero().flatten() + starts[m]
-        labels[alone] = torch.arange(clusters, clusters + len(alone))
+        labels[alone] = torch.arange(clusters, clusters + len(alone), device=labels.device)
         clusters += len(alone)
     return labels
 
@@ -122,7 +124,7 @@ def zip_labels(
         int64 [sum(sizes)] in [0, width); True if a budget had to be dropped.
     """
     order = canonical_order(similarity, sizes)
-    spans = torch.arange(sum(sizes)).split(list(sizes))
+    spans = torch.arange(sum(sizes), device=similarity.device).split(list(sizes))
     index = torch.cat([spans[m] for m in order])
     if order != sorted(order):
         similarity = similarity[index[:, None], index]
@@ -142,7 +144,7 @@ def _likeness(similarity: Tensor, starts: Sequence[int], parent: int) -> float:
 
 def _cluster_scores(rows: Tensor, labels: Tensor, clusters: int) -> Tensor:
     known = labels >= 0
-    sums = torch.zeros(rows.shape[0], clusters, dtype=rows.dtype)
+    sums = rows.new_zeros(rows.shape[0], clusters)
     sums.index_add_(1, labels[known], rows[:, known])
     return sums / torch.bincount(labels[known], minlength=clusters)
 

@@ -36,12 +36,17 @@ class Checkpoint:
     state: OnDisk = field(repr=False)
 
 
-def open_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32) -> Checkpoint:
+def open_checkpoint(
+    folder: str | Path,
+    dtype: torch.dtype = torch.float32,
+    device: torch.device | str = "cpu",
+) -> Checkpoint:
     """Open a Hugging Face directory; headers and configuration are read, no weights.
 
     Args:
         folder: with config.json and .safetensors files.
         dtype: what the weights are computed in, whatever they are stored in.
+        device: where they are computed with.
 
     Raises:
         CheckpointError: as :func:`hetmerge.shards.stored_tensors`; an unknown class; a tensor that
@@ -60,7 +65,8 @@ def open_checkpoint(folder: str | Path, dtype: torch.dtype = torch.float32) -> C
     kept = set(module.state_dict())
     buffers |= {n: _as(t, dtype) for n, t in module.named_buffers() if n not in kept}
     places = _places(folder, module, stored, set(buffers))
-    return Checkpoint(folder, module, OnDisk(places, buffers, dtype, str(folder)))
+    state = OnDisk(places, buffers, dtype, str(folder), device=device)
+    return Checkpoint(folder, module, state)
 
 
 def _as(tensor: Tensor, dtype: torch.dtype) -> Tensor:

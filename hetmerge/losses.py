@@ -44,7 +44,7 @@ def shares_lost(
         if partition.union or whole <= 0:
             found.append(torch.zeros_like(whole))
             continue
-        merge = _merge_matrix(partition, weights)
+        merge = _merge_matrix(partition, weights).to(covariance)
         own, read = merge @ covariance @ merge.T, merge @ seen @ merge.T
         scale = own.diagonal().clamp_min(0).rsqrt()
         scale = scale.masked_fill(~scale.isfinite(), 0.0)

@@ -52,14 +52,14 @@ def _massive(network: Network, calls: Sequence[Call]) -> list[Tensor]:
 def _flags(value: Tensor, call: Call, member: int | None) -> Tensor:
     hidden = value.reshape(1, -1, value.shape[-1])
     rows = rows_for(call, member)
-    mask = torch.zeros(hidden.shape[1], dtype=torch.bool)
+    mask = torch.zeros(hidden.shape[1], dtype=torch.bool, device=hidden.device)
     mask[rows if rows is not None else slice(None)] = True
     return massive(hidden, mask[None])[0]
 
 
 def _kept(call: Call, flags: Sequence[Tensor]) -> Joint:
     """The batch without the positions that are flagged in some parent."""
-    everything = torch.arange(len(flags[0]))
+    everything = torch.arange(len(flags[0]), device=flags[0].device)
     members = [*range(len(flags)), None]
     rows = [r if (r := rows_for(call, m)) is not None else everything for m in members]
     keep = torch.stack([~flag[at] for flag, at in zip(flags, rows, strict=False)]).all(0)

@@ -7,6 +7,8 @@ import os
 import sys
 from pathlib import Path
 
+import torch
+
 
 def trim() -> None:
     """Return freed blocks below the size that is mapped on its own; nothing where there is no way.
@@ -29,8 +31,10 @@ def resident() -> int:
     return pages * os.sysconf("SC_PAGE_SIZE")
 
 
-def total() -> int:
-    """Bytes of physical memory of this machine; 0 where the system does not tell."""
+def total(device: str = "cpu") -> int:
+    """Bytes of physical memory of this machine or of its GPU; 0 where the system does not tell."""
+    if device == "cuda":
+        return torch.cuda.get_device_properties(device).total_memory
     try:
         return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):

@@ -90,7 +90,8 @@ def _merge_on_disk(
 
     def finished(folder: Path, result: MergeResult) -> None:
         result.report.sources = parents.described(config)
-        merged = open_checkpoint(folder, models[0].state.dtype) if held_out else None
+        like = models[0].state
+        merged = open_checkpoint(folder, like.dtype, like.device) if held_out else None
         for m, (who, model) in enumerate(_scored(models, merged) if merged else ()):
             result.report.scores[who] = score(model, held_out, m)
         configuration = config_path.read_text(encoding="utf-8")

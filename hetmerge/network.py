@@ -89,9 +89,9 @@ class Network:
         return sum(t.numel() for _, t in tensors_of(self.model))
 
     def _runnable(self, program: ExportedProgram) -> ExportedProgram:
-        """A program traced on the meta device computes where its inputs are."""
+        """A program traced on the meta device computes where its tensors are."""
         if not self.in_memory:
-            place_on(program, torch.device("cpu"))
+            place_on(program, self.state.device)
         return program
 
     def _fold(self) -> None:

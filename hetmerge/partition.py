@@ -19,7 +19,7 @@ from hetmerge.tracing.expr import Concat, Expr, Leaf, Product, leaves
 
 @dataclass(frozen=True)
 class Partition:
-    """Labels of one space.
+    """Labels of one space, on the CPU, as all of a plan.
 
     Attributes:
         width: merged features.
@@ -42,6 +42,14 @@ class Partition:
     readoff: dict[int, Tensor] = field(default_factory=dict)
     writes: dict[int, Tensor] = field(default_factory=dict)
     outer: int | None = None
+
+    def cpu(self) -> Partition:
+        """The same with what was computed on another device."""
+        labels, readoff, writes = (
+            {m: tensor.cpu() for m, tensor in found.items()}
+            for found in (self.labels, self.readoff, self.writes)
+        )
+        return Partition(self.width, labels, readoff, writes, self.outer)
 
     def of(self, parent: int) -> Spread:
         """Where the features of one parent go."""

@@ -77,7 +77,8 @@ def _run(model: Any, batches: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
 
 def _streamed(model: Checkpoint, batches: Sequence[Tensor]) -> Iterator[Sequence[Tensor]]:
     """The same from disk: the stream of all windows unit by unit, then the head row by row."""
-    calls: list[Call] = [((), {"input_ids": ids}) for ids in batches]
+    device = model.state.device
+    calls: list[Call] = [((), {"input_ids": ids.to(device)}) for ids in batches]
     network = Network(model, calls[0], str(model.folder), fold=False)
     walker = network.walk(calls)
     for stage in find_stages([network])[0]:

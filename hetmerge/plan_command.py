@@ -101,12 +101,23 @@ def _text(found: Forecast, config: MergeConfig) -> str:
         f"{size_of(free)} free here"
     )
     trained = f", polish {size_of(found.polish.peak_bytes)}" if found.polish else ""
-    lines.append(
-        f"memory: peak {size_of(found.peak_bytes)} (planning {size_of(found.planning_bytes)}, "
-        f"applying {size_of(found.applying_bytes)}{trained}, over "
-        f"{size_of(found.process_bytes)} of the process); this machine has "
-        f"{size_of(total())}; no GPU memory is used"
+    stages = (
+        f"planning {size_of(found.planning_bytes)}, applying {size_of(found.applying_bytes)}"
+        f"{trained}"
     )
+    process = f"over {size_of(found.process_bytes)} of the process"
+    here = f"this machine has {size_of(total())}"
+    if found.device == "cpu":
+        lines.append(
+            f"memory: peak {size_of(found.peak_bytes)} ({stages}, {process}); {here}; no GPU "
+            "memory is used"
+        )
+    else:
+        lines += [
+            f"memory: peak {size_of(found.peak_bytes)} ({process}); {here}",
+            f"memory of {found.device}: peak {size_of(found.working_bytes)} ({stages}); it has "
+            f"{size_of(total(found.device))}",
+        ]
     lines.append(
         f"work: {found.flops / 1e12:,.1f} TFLOP, {_duration(found.seconds)} at this machine's rate "
         "of matrix products; matching and reading come on top"
@@ -116,7 +127,8 @@ def _text(found: Forecast, config: MergeConfig) -> str:
     problems = []
     if found.bytes * (2 if found.polish else 1) > free:
         problems.append("the disk is too small for the result")
-    if found.peak_bytes > total() > 0:
+    there = found.working_bytes if found.device != "cpu" else 0
+    if found.peak_bytes > total() > 0 or there > total(found.device) > 0:
         problems.append("the memory is too small; use fewer calibration tokens or a smaller width")
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"problem: {problem}" for problem in problems]

@@ -14,9 +14,10 @@ from hetmerge.agreement import Agreement
 from hetmerge.alignment import Alignment, find_stages
 from hetmerge.architecture import check_reached, target_of, widths_of
 from hetmerge.batches import Call
-from hetmerge.calibration import Statistics, align_parents, all_calls, as_calls, check_models
+from hetmerge.calibration import Statistics, align_parents, as_calls, calls_for, check_models
 from hetmerge.choosing import choose
 from hetmerge.cutting import find_cut
+from hetmerge.devices import call_on, device_of
 from hetmerge.dial import match_within
 from hetmerge.errors import InputError, PlanError
 from hetmerge.family_sizes import fit_family
@@ -182,7 +183,7 @@ class AlignmentPlan:
         """
         from hetmerge.applying import prepare
 
-        return prepare(self, *setting_of(self, models), as_batches(batches)).cost
+        return prepare(self, *setting_of(self, models), batches_for(models, batches)).cost
 
     def summary(self) -> str:
         """What will happen, for a person."""
@@ -343,9 +344,11 @@ def _passage_notes(setting: Setting, missing: str) -> list[str]:
     return found
 
 
-def as_batches(batches: Iterable[Any] | None) -> list[Call]:
+def batches_for(
+    models: Sequence[nn.Module | Checkpoint], batches: Iterable[Any] | None
+) -> list[Call]:
     """Calls of optional batches."""
-    return all_calls(batches) if batches is not None else []
+    return calls_for(models, batches) if batches is not None else []
 
 
 def setting_of(
@@ -366,7 +369,7 @@ def setting_of(
                 f"the plan was made for {wanted['class']} with {wanted['parameters']:,} "
                 "(tensor names and shapes must be equal)"
             )
-    call = call_from(plan.inputs)
+    call = call_on(call_from(plan.inputs), device_of(models))
     parents = enumerate(relatives(models).models)
     networks = [Network(model, call, f"models[{m}]", member=m) for m, model in parents]
     stages = find_stages(networks, plan.blocks)

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.batches import Call
-from hetmerge.calibration import all_calls
+from hetmerge.calibration import calls_for
 from hetmerge.errors import InputError
 from hetmerge.partial import PartialModel
 from hetmerge.planning import AlignmentPlan, setting_of
@@ -129,7 +129,7 @@ def polished_copy(
 ) -> tuple[nn.Module, Polished]:
     """See :func:`polish`; also says how the loss changed."""
     check_whole(model)
-    calls = all_calls(batches)
+    calls = calls_for(parents, batches)
     setting, partitions = setting_of(plan, parents)
     scaled = plan.options.refit and not is_exact(setting, partitions)
     teacher = Teacher(Projector(setting, partitions, plan.weights), calls, plan, scaled)

@@ -48,9 +48,9 @@ class Directions:
         kept = min(width, heard)
         basis = self.basis[:, :kept]
         if width >= heard:  # everything is kept: no need to turn it
-            basis = torch.eye(len(self.shares), dtype=torch.float64)[:, self.shares > 0]
+            basis = torch.eye(len(self.shares)).to(self.shares)[:, self.shares > 0]
         root = self.shares.sqrt()
-        gain = torch.ones((), dtype=torch.float64)
+        gain = root.new_ones(())
         volume = torch.ones_like(root)
         if self.loudness:
             seen, whole = basis * root[:, None], (self.second.diagonal() * self.shares).sum()
@@ -66,15 +66,20 @@ class Directions:
             {m: torch.full((n,), -1) for m, n in self.sizes.items()},
             {m: reads[span].contiguous() for m, span in spans.items()},
             {m: writes[span].contiguous() for m, span in spans.items()},
-        )
+        ).cpu()
 
     def _volume(self) -> Tensor:
         """[O]: brings each parent's stream to the loudness of their weighted geometric mean."""
         spans = spans_of(self.sizes)
         weights = torch.stack([self.shares[spans[m]][0] for m in self.sizes])
-        logs = torch.tensor([self.loudness[m] for m in self.sizes], dtype=torch.float64).log()
+        logs = (
+            torch.tensor([self.loudness[m] for m in self.sizes], dtype=torch.float64)
+            .to(weights)
+            .log()
+        )
         factor = ((weights * logs).sum() / weights.sum() - logs).exp()
-        return factor.repeat_interleave(torch.tensor(list(self.sizes.values())))
+        counts = torch.tensor(list(self.sizes.values()), device=factor.device)
+        return factor.repeat_interleave(counts)
 
     def _reads(self, basis: Tensor, root: Tensor) -> Tensor:
         """[O, kept]: how features are read; those of parents without a weight by least squares."""
@@ -111,8 +116,8 @@ def directions(
     total = sum(weights[m] for m in sizes)
     known = {m: weights[m] if total > 0 else 1.0 for m in sizes}
     mean = sum(known.values()) / sum(w > 0 for w in known.values())
-    counts = torch.tensor(list(sizes.values()))
-    shares = torch.tensor([w / mean for w in known.values()], dtype=torch.float64)
+    counts = torch.tensor(list(sizes.values()), device=second.device)
+    shares = torch.tensor([w / mean for w in known.values()], dtype=torch.float64).to(second)
     shares = shares.repeat_interleave(counts)
     root = shares.sqrt()
     energy, basis = torch.linalg.eigh(second * root[:, None] * root)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from hetmerge.config import MergeConfig, TextSource
+from hetmerge.devices import known_device
 from hetmerge.errors import InputError
 from hetmerge.hub import Source, fetch, find
 from hetmerge.inputs import TEXT_BATCH, array_batches, token_batches
@@ -59,9 +60,10 @@ def find_parents(config: MergeConfig) -> Parents:
     """Find every model and check all that can be told wrong before a weight is read.
 
     Raises:
-        InputError: a model or text is not there, or the models do not read one text.
+        InputError: a device, model or text is not there, or the models do not read one text.
         CheckpointError: a directory is no checkpoint, or a damaged one.
     """
+    known_device(config.device)
     for key, text in (("calibration", config.calibration), ("evaluation", config.evaluation)):
         if text is not None and text.path is not None and not Path(text.path).is_file():
             raise InputError(f"{key}.path: {text.path} is not a file")
@@ -74,12 +76,12 @@ def find_parents(config: MergeConfig) -> Parents:
 
 
 def load_parents(config: MergeConfig, parents: Parents) -> list[nn.Module]:
-    """Every parent's module in eval mode, in the type that the merge computes in."""
+    """Every parent's module in eval mode, as the merge computes with it."""
     dtype = getattr(torch, config.dtype)
     return [
         load_model(
             str(source.path) if source else model.python or "", dtype, config.trust_remote_code
-        )
+        ).to(config.device)
         for source, model in zip(parents.sources, config.models, strict=True)
     ]
 
@@ -96,7 +98,8 @@ def open_parents(config: MergeConfig, parents: Parents) -> list[Checkpoint] | No
     if whole or len(parents.folders) < len(parents.sources):
         return None
     try:
-        return [open_checkpoint(folder, getattr(torch, config.dtype)) for folder in parents.folders]
+        dtype = getattr(torch, config.dtype)
+        return [open_checkpoint(folder, dtype, config.device) for folder in parents.folders]
     except NeedsMemory:
         return None
 

@@ -50,13 +50,14 @@ def rescale(fitter: Fitter, layer: Layer) -> None:
 
 
 def _wanted(fitter: Fitter, layer: Layer, target: Target) -> tuple[Tensor, Tensor]:
-    mean, std = torch.zeros(2, target.width, dtype=torch.float64)
+    where = fitter.merged.state.device
+    mean, std = torch.zeros(2, target.width, dtype=torch.float64, device=where)
     for m, batches in target.values:
         if batches is None:
             continue
         mine = _scales(fitter, layer, m) if fitter.repair == "bn" else None
         found = mine or _statistics(batches, layer.feature_dim)
-        labels, factor = target.factors[m]
+        labels, factor = (x.to(where) for x in target.factors[m])
         mean.index_add_(0, labels, found[0] * factor)
         std.index_add_(0, labels, found[1] * factor)
     return mean, std

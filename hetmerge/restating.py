@@ -232,7 +232,8 @@ def _as(model: nn.Module | Checkpoint, how: Restated) -> nn.Module | Checkpoint:
     stored = {n: _part(state.stored[s[0]], s[1]) for n, s in how.tensors.items() if s}
     own = {n: torch.zeros(shapes[n].shape, dtype=state.dtype) for n in shapes if n not in stored}
     own |= {n: t for n, t in how.module.named_buffers() if n not in shapes}
-    return Checkpoint(model.folder, how.module, OnDisk(stored, own, state.dtype, state.label))
+    stated = OnDisk(stored, own, state.dtype, state.label, device=state.device)
+    return Checkpoint(model.folder, how.module, stated)
 
 
 def _stated(model: nn.Module, how: Restated) -> nn.Module:

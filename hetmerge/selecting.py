@@ -42,7 +42,8 @@ def ranked(
         width: features to rank; fewer where parents have no weight.
     """
     importance = importance_of(covariance, sizes, importances, weights)
-    heard = torch.cat([torch.full((n,), weights[m] > 0) for m, n in sizes.items()])
+    where = covariance.device
+    heard = torch.cat([torch.full((n,), weights[m] > 0, device=where) for m, n in sizes.items()])
     heard = heard if bool(heard.any()) else ~heard
     at = heard.nonzero().flatten()
     found = select(covariance[at][:, at], importance[at][:, at], min(width, len(at)))
@@ -77,24 +78,24 @@ def keep(covariance: Tensor, sizes: Mapping[int, int], chosen: Tensor, live: int
         live: how many of them, from the first, the others are read off.
     """
     spans = spans_of(sizes)
-    labels = torch.full((len(covariance),), -1, dtype=torch.int64)
-    labels[chosen.sort().values] = torch.arange(len(chosen))
+    labels = chosen.new_full((len(covariance),), -1)
+    labels[chosen.sort().values] = torch.arange(len(chosen), device=chosen.device)
     readoff = _read_off(covariance, chosen[:live], labels, len(chosen))
     return Partition(
         len(chosen),
         {m: labels[span] for m, span in spans.items()},
         {m: readoff[span].contiguous() for m, span in spans.items()},
-    )
+    ).cpu()
 
 
 def _read_off(covariance: Tensor, live: Tensor, labels: Tensor, width: int) -> Tensor:
     """[O, width] float64: a kept feature is itself, the others are regressed on the live ones."""
-    matrix = torch.zeros(len(covariance), width, dtype=torch.float64)
+    matrix = covariance.new_zeros(len(covariance), width)
     if len(live):
         known = covariance[live]
         matrix[:, labels[live]] = torch.linalg.solve(known[:, live], known).T
     kept = labels >= 0
-    matrix[kept] = torch.eye(width, dtype=torch.float64)[labels[kept]]
+    matrix[kept] = torch.eye(width).to(matrix)[labels[kept]]
     return matrix
 
 

@@ -54,7 +54,7 @@ class ShardWriter:
                 written.
         """
         place = self.places[name]
-        stored = cast(name, tensor.detach(), self.like[name].dtype).contiguous()
+        stored = cast(name, tensor.detach(), self.like[name].dtype).cpu().contiguous()
         wanted = place.shape if rows is None else (len(rows), *place.shape[1:])
         assert tuple(stored.shape) == tuple(wanted), (name, stored.shape, wanted)
         offset = place.start

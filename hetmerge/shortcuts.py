@@ -95,14 +95,14 @@ def _as_convolution(module: nn.Module, args: Any, output: Any) -> nn.Conv2d | No
     if x.dim() != 4 or output.dim() != 4 or x.shape[1] == output.shape[1]:
         return None
     stride = tuple(-(-a // b) for a, b in zip(x.shape[2:], output.shape[2:], strict=True))
-    conv = shortcut_convolution(x.shape[1], output.shape[1], stride).to(x.device, x.dtype)  # type: ignore[arg-type]
-    basis = torch.eye(x.shape[1], dtype=x.dtype, device=x.device)
-    probe = basis[:, :, None, None].expand(-1, -1, *x.shape[2:])
-    trial = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    conv = shortcut_convolution(x.shape[1], output.shape[1], stride).to(x.dtype)  # type: ignore[arg-type]
+    # On the CPU: a GPU's convolutions may round their inputs.
+    probe = torch.eye(x.shape[1], dtype=x.dtype)[:, :, None, None].expand(-1, -1, *x.shape[2:])
+    trial = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x.dtype)
     with torch.no_grad():
         columns = module(probe)[:, :, 0, 0]
         if columns.shape != (x.shape[1], output.shape[1]):
             return None
         conv.weight.copy_(columns.T[:, :, None, None])
         same = torch.equal(conv(trial), module(trial))
-    return conv if same else None
+    return conv.to(x.device) if same else None

@@ -18,7 +18,7 @@ from hetmerge.weights import read
 
 Tree = Any  # None, bool, int, float, str, Tensor; lists, tuples and dicts of trees
 Storages = dict[tuple[int, torch.dtype], tuple[int, Tensor]]  # address, type -> number, numbers
-_FORMAT = "hetmerge snapshot, version 1"
+_FORMAT = "hetmerge snapshot, version 2"
 
 
 def write_tree(path: Path, tree: Tree) -> None:
@@ -36,7 +36,7 @@ def write_tree(path: Path, tree: Tree) -> None:
 
 
 def read_tree(path: Path) -> Tree:
-    """What :func:`write_tree` wrote, on the CPU.
+    """What :func:`write_tree` wrote, on the devices where it was.
 
     Raises:
         CheckpointError: the file is damaged, or of another version.
@@ -73,7 +73,7 @@ def _encoded(tree: Tree, storages: Storages) -> Any:
         whole = tree.as_strided((storage.nbytes() // tree.element_size(),), (1,), 0)
         storages[key] = (len(storages), whole)
     layout = (tree.storage_offset(), list(tree.shape), list(tree.stride()))
-    return {"tensor": [storages[key][0], *layout]}
+    return {"tensor": [storages[key][0], *layout, str(tree.device)]}
 
 
 def _decoded(body: Any, places: dict[str, Stored], storages: dict[int, Tensor]) -> Tree:
@@ -87,7 +87,7 @@ def _decoded(body: Any, places: dict[str, Stored], storages: dict[int, Tensor]) 
     if kind == "dict":
         pairs = ([_decoded(part, places, storages) for part in pair] for pair in found)
         return {key: value for key, value in pairs}
-    index, offset, shape, stride = found
+    index, offset, shape, stride, device = found
     if index not in storages:
-        storages[index] = read(places[str(index)])
+        storages[index] = read(places[str(index)]).to(device)
     return storages[index].as_strided(shape, stride, offset)

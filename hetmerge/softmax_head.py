@@ -31,10 +31,10 @@ def fit_head(batches: Sequence[tuple[Tensor, Tensor]], start: Tensor, ridge: flo
     Returns:
         W [p, r] float64.
     """
-    gram = torch.zeros(len(start), len(start), dtype=torch.float64)
+    gram = start.new_zeros(len(start), len(start))
     rows = 0
     for x, _ in batches:
-        gram += (x.double().T @ x.double()).cpu()
+        gram += x.double().T @ x.double()
         rows += len(x)
     gram /= rows
     gram.diagonal().add_(1e-6 * gram.diagonal().mean())
@@ -47,12 +47,12 @@ def fit_head(batches: Sequence[tuple[Tensor, Tensor]], start: Tensor, ridge: flo
 
     def closure() -> Tensor:
         weight = torch.linalg.solve_triangular(root.T, z.detach(), upper=True)
-        loss, slope = torch.zeros((), dtype=torch.float64), torch.zeros_like(weight)
+        loss, slope = weight.new_zeros(()), torch.zeros_like(weight)
         for x, wanted in batches:
             for part, share in _chunks(x, wanted):
                 found = (part @ weight.to(part)).log_softmax(1)
-                loss -= (share * found).sum().double().cpu() / rows
-                slope += (part.T @ (found.exp() - share)).double().cpu() / rows
+                loss -= (share * found).sum().double() / rows
+                slope += (part.T @ (found.exp() - share)).double() / rows
         away = z.detach() - first
         slope = torch.linalg.solve_triangular(root, slope, upper=False)
         z.grad = (slope + ridge * away).contiguous()

@@ -114,9 +114,10 @@ def _read_off(
         "dtype": str(dtype).removeprefix("torch."),
     }
     if not spec["dense"]:
-        return spec, {"index": labels.clone()}
+        return spec, {"index": labels.to(like.device, copy=True)}
     if dense is None:
         dense = torch.eye(partition.width, dtype=torch.float64)[labels]
+    dense = dense.to(like.device)
     bias = dense.new_zeros(len(dense))
     if fitter is not None:
         dense, bias = _fitted(fitter, cut, parent, dense)

@@ -17,7 +17,9 @@ KEPT = 1 << 28  # bytes of a tensor above which it is read again rather than kep
 
 
 class State(Mapping[str, Tensor]):
-    """Parameters and buffers by name, tied ones under each of their names."""
+    """Parameters and buffers by name, tied ones under each of their names, on one device."""
+
+    device: torch.device
 
     @abstractmethod
     def put(self, name: str, tensor: Tensor) -> None:
@@ -48,6 +50,8 @@ class Resident(State):
 
     def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         self._tensors = dict(tensors)
+        first = next(iter(self._tensors.values()), torch.empty(0))
+        self.device = first.device
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]
@@ -89,6 +93,7 @@ class OnDisk(State):
         dtype: of floating-point tensors.
         label: the checkpoint's name in messages.
         repeats: name -> how its stored rows are repeated.
+        device: where tensors are given; the buffers are moved there.
     """
 
     def __init__(
@@ -98,10 +103,12 @@ class OnDisk(State):
         dtype: torch.dtype,
         label: str,
         repeats: Mapping[str, Repeat] | None = None,
+        device: torch.device | str = "cpu",
     ) -> None:
         self.stored, self.dtype, self.label = dict(stored), dtype, label
+        self.device = torch.device(device)
         self._repeats = {self.stored[name]: found for name, found in (repeats or {}).items()}
-        self._own = dict(buffers)
+        self._own = {name: tensor.to(self.device) for name, tensor in buffers.items()}
         self._kept: dict[Stored, Tensor] = {}
         self._scales: dict[Stored, list[tuple[int, Tensor]]] = {}
         self._sound: set[Stored] = set()
@@ -164,12 +171,13 @@ class OnDisk(State):
         """The same tensors, as they are now, with repeated rows."""
         own = {n: repeats[n].of(t) if n in repeats else t for n, t in self._own.items()}
         stored = {n: found for n, found in repeats.items() if n not in own}
-        found = OnDisk(self.stored, own, self.dtype, self.label, stored)
+        found = OnDisk(self.stored, own, self.dtype, self.label, stored, self.device)
         found._scales = {place: list(scales) for place, scales in self._scales.items()}
         return found
 
     def _cast(self, tensor: Tensor) -> Tensor:
-        return tensor.to(self.dtype) if tensor.is_floating_point() else tensor
+        found = tensor.to(self.device)  # as it is stored: fewer bytes to move
+        return found.to(self.dtype) if found.is_floating_point() else found
 
     def _checked(self, name: str, tensor: Tensor) -> Tensor:
         place = self.stored[name]
@@ -211,7 +219,7 @@ def read(place: Stored, rows: Tensor | None = None) -> Tensor:
             raw = np.fromfile(place.path, np.uint8, size, offset=place.start)
         else:
             lines = (place.shape[0], size // place.shape[0])
-            raw = np.memmap(place.path, np.uint8, "r", place.start, lines)[rows.numpy()]
+            raw = np.memmap(place.path, np.uint8, "r", place.start, lines)[rows.cpu().numpy()]
     except (OSError, ValueError) as error:  # a map longer than its file is a ValueError
         raise CheckpointError(f"{place.path}: cannot be read ({error})") from error
     if rows is None and raw.nbytes != size:

@@ -134,7 +134,7 @@ def test_a_snapshot_that_cannot_be_read_is_named(parents, tmp_path, mortal):
     with pytest.raises(hm.CheckpointError, match=rf"{HALFWAY}: has .* cut short or damaged"):
         hm.merge_to(tmp_path / "out", folders, batches, progress=False)
     save_file({"0": torch.zeros(3)}, file, {"hetmerge snapshot, version 0": "{}"})
-    with pytest.raises(hm.CheckpointError, match="is not a hetmerge snapshot, version 1; remove"):
+    with pytest.raises(hm.CheckpointError, match="is not a hetmerge snapshot, version 2; remove"):
         hm.merge_to(tmp_path / "out", folders, batches, progress=False)
 
 
