@@ -71,6 +71,9 @@ class Network:
             state = state_of(self.model)
         else:
             self.model.to("meta")
+            for parameter in self.model.parameters():  # as what the program computes with
+                if parameter.is_floating_point():
+                    parameter.data = parameter.data.to(state.dtype)
         self.state = state
         call = call_for(call, member)
         self.graph = trace(self.model, *call)

@@ -17,9 +17,15 @@ KEPT = 1 << 28  # bytes of a tensor above which it is read again rather than kep
 
 
 class State(Mapping[str, Tensor]):
-    """Parameters and buffers by name, tied ones under each of their names, on one device."""
+    """Parameters and buffers by name, tied ones under each of their names, on one device.
+
+    Attributes:
+        device: where they are.
+        dtype: of floating-point parameters.
+    """
 
     device: torch.device
+    dtype: torch.dtype
 
     @abstractmethod
     def put(self, name: str, tensor: Tensor) -> None:
@@ -51,7 +57,7 @@ class Resident(State):
     def __init__(self, tensors: Iterable[tuple[str, Tensor]]) -> None:
         self._tensors = dict(tensors)
         first = next(iter(self._tensors.values()), torch.empty(0))
-        self.device = first.device
+        self.device, self.dtype = first.device, first.dtype
 
     def __getitem__(self, name: str) -> Tensor:
         return self._tensors[name]

@@ -28,7 +28,10 @@ INDEXED = {  # their second argument may be on the CPU
 
 @cache
 def device() -> torch.device:
-    """The device; registered when first asked for."""
+    """A CUDA device where there is one, else the one of this module, registered when first asked
+    for."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
     backend_registration._setup_privateuseone_for_python_backend(NAME)
     LIBRARY.fallback(_made, KEY)
     for packet in (aten.eye, aten.arange):  # torch's own resize what they were given
@@ -93,7 +96,7 @@ class Elsewhere(Tensor):
         bound = (args[0], *args[2:]) if func in INDEXED else args
         tensors = [x for x in pytree.tree_leaves((bound, kwargs)) if isinstance(x, Tensor)]
         if func not in COPIES and any(x.dim() and not isinstance(x, cls) for x in tensors):
-            raise RuntimeError(f"{func}: expected all tensors on {device()}, found one elsewhere")
+            raise RuntimeError(f"{func}: expected all tensors on {device()}, found one on the CPU")
         target = kwargs.get("device")
         there = target is None or torch.device(target).type == NAME
         if func is aten.copy_.default:

@@ -32,18 +32,24 @@ from hetmerge.shard_writer import JOURNAL, ShardWriter
 OUT = Console()
 RESULTS = Path(__file__).parents[1] / "results" / "llm-memory.csv"
 LENGTH, BATCH, VOCABULARY = 512, 4, 128256
+LLAMA = {"rope_theta": 500000.0, "tie_word_embeddings": True}
+QWEN = {"rope_theta": 1000000.0, "tie_word_embeddings": True}
 FAMILIES = {
-    "large": (tf.LlamaForCausalLM, tf.LlamaConfig, {"head_dim": 64, "rope_theta": 500000.0}),
-    "small": (tf.Qwen2ForCausalLM, tf.Qwen2Config, {"rope_theta": 1000000.0}),
+    "large": (tf.LlamaForCausalLM, tf.LlamaConfig, {**LLAMA, "head_dim": 64}),
+    "small": (tf.Qwen2ForCausalLM, tf.Qwen2Config, QWEN),
+    "8B": (tf.LlamaForCausalLM, tf.LlamaConfig, {**LLAMA, "tie_word_embeddings": False}),
+    "3B": (tf.LlamaForCausalLM, tf.LlamaConfig, {**LLAMA, "head_dim": 128}),
 }
-SHAPES = {  # hidden, MLP, heads, groups of Llama-3.2-1B and of Qwen2.5-0.5B
-    "large": (2048, 8192, 32, 8),
-    "small": (896, 4864, 14, 2),
+SHAPES = {  # hidden, MLP, heads, groups of
+    "large": (2048, 8192, 32, 8),  # Llama-3.2-1B
+    "small": (896, 4864, 14, 2),  # Qwen2.5-0.5B
+    "8B": (4096, 14336, 32, 8),  # Llama-3-8B
+    "3B": (3072, 8192, 24, 8),  # Llama-3.2-3B
 }
 
 
-def write(folder: Path, name: str, layers: int) -> None:
-    """A random checkpoint, tensor by tensor."""
+def write(folder: Path, name: str, layers: int, device: str = "cpu") -> None:
+    """A random checkpoint, tensor by tensor; the numbers are made on a device."""
     hidden, inner, heads, groups = SHAPES[name]
     kind, configuration, more = FAMILIES[name]
     config = configuration(
@@ -53,7 +59,6 @@ def write(folder: Path, name: str, layers: int) -> None:
         num_hidden_layers=layers,
         num_attention_heads=heads,
         num_key_value_heads=groups,
-        tie_word_embeddings=True,
         architectures=[kind.__name__],
         dtype="bfloat16",
         **more,
@@ -62,11 +67,11 @@ def write(folder: Path, name: str, layers: int) -> None:
     model = empty(kind, config)
     like = {n: torch.empty_like(t, dtype=torch.bfloat16) for n, t in model.named_parameters()}
     writer = ShardWriter(folder, like, 5_000_000_000)
-    random = torch.Generator().manual_seed(len(name))
+    random = torch.Generator(device).manual_seed(len(name))
     for tensor, shape in like.items():
         values = torch.full(shape.shape, float("norm" in tensor))
         if shape.dim() > 1:
-            values = torch.empty(shape.shape).normal_(0, 0.02, generator=random)
+            values = torch.empty(shape.shape, device=device).normal_(0, 0.02, generator=random)
         writer.write(tensor, values)
         writer.finish([tensor])
     writer.close()
@@ -74,12 +79,12 @@ def write(folder: Path, name: str, layers: int) -> None:
     config.save_pretrained(folder)
 
 
-def batches(tokens: int) -> list[dict[str, torch.Tensor]]:
+def batches(tokens: int, size: int = BATCH) -> list[dict[str, torch.Tensor]]:
     random = torch.Generator().manual_seed(0)
     ids = torch.randint(VOCABULARY, (-(-tokens // LENGTH), LENGTH), generator=random)
-    if tokens < BATCH * LENGTH:
-        ids = ids[:, : tokens // BATCH].expand(BATCH, -1)
-    return [{"input_ids": part} for part in ids.split(BATCH)]
+    if tokens < size * LENGTH:
+        ids = ids[:, : tokens // size].expand(size, -1)
+    return [{"input_ids": part} for part in ids.split(size)]
 
 
 def foresee(folders: list[Path], out: Path, tokens: int, match: str) -> dict[str, float]:
@@ -120,7 +125,7 @@ def main() -> None:
     parser.add_argument("--stage", choices=STAGES, help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     layers = [int(count) for count in chosen.layers.split(",")]
-    named = list(zip(SHAPES, layers, strict=True))
+    named = list(zip(("large", "small"), layers, strict=True))
     folders = [chosen.folder / f"{name}-{count}" for name, count in named]
     out = chosen.folder / f"merged-{'-'.join(map(str, layers))}"
     if chosen.stage:

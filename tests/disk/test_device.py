@@ -4,8 +4,10 @@ import pytest
 import torch
 from other_device import device
 from safetensors.torch import load_file
+from transformers import AutoModelForCausalLM
 
 import hetmerge as hm
+from hetmerge import halfway
 
 CASES = [
     ("llama", {"match": "zip"}),
@@ -38,3 +40,50 @@ def test_equal_to_the_cpu(parents, tmp_path, family, options):
     assert here.keys() == there.keys()
     for name, tensor in here.items():
         torch.testing.assert_close(there[name], tensor, rtol=1e-8, atol=1e-10)
+
+
+def test_half_precision_is_near(parents, tmp_path):
+    """Weights and activations are rounded to 9 bits each; pairs that hardly differ in how well they
+    match, of which a zip makes many, may be other ones."""
+    _, folders, batches = parents("llama")
+    outputs = []
+    for kind in (torch.float32, torch.bfloat16):
+        out = tmp_path / str(kind)
+        options = {"match": "permute", "out_dtype": torch.float32, "progress": False}
+        hm.merge_to(out, folders, batches, dtype=kind, device=device(), **options)
+        model = AutoModelForCausalLM.from_pretrained(out).eval()
+        with torch.no_grad():
+            outputs.append(torch.cat([model(**batch).logits.flatten() for batch in batches]))
+    assert (outputs[0] - outputs[1]).norm() < 0.1 * outputs[0].norm()
+
+
+@pytest.mark.gpu
+def test_what_was_planned_goes_on_there(parents, tmp_path, monkeypatch):
+    _, folders, batches = parents("llama")
+    options = {"match": "zip", "refit": False, "device": device(), "progress": False}
+    hm.merge_to(tmp_path / "straight", folders, batches, **options)
+    monkeypatch.setattr(halfway, "EVERY", 0.0)
+    taken = halfway.Halfway.passed
+    left = iter(range(3))
+
+    def dies(self) -> None:
+        taken(self)
+        if next(left, None) is None:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(halfway.Halfway, "passed", dies)
+    with pytest.raises(KeyboardInterrupt):
+        hm.merge_to(tmp_path / "out", folders, batches, **options)
+    monkeypatch.setattr(halfway.Halfway, "passed", taken)
+    hm.merge_to(tmp_path / "out", folders, batches, **options)
+    files = [(tmp_path / name / "model.safetensors").read_bytes() for name in ("straight", "out")]
+    assert files[0] == files[1]
+
+
+def test_models_on_two_devices_are_refused(parents):
+    _, folders, batches = parents("llama")
+    models = [
+        hm.open_checkpoint(f, device=d) for f, d in zip(folders, ("cpu", device()), strict=True)
+    ]
+    with pytest.raises(hm.InputError, match="models: are on cpu, .*; allowed: all of them on one"):
+        hm.plan(models, batches)

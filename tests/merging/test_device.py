@@ -1,0 +1,68 @@
+"""A merge of modules on another device is the merge of the same modules on the CPU."""
+
+import copy
+
+import pytest
+import torch
+from families.vision import ResNet
+from other_device import device
+
+import hetmerge as hm
+from hetmerge.batches import as_call
+from hetmerge.devices import call_on
+
+CASES = [
+    {"match": "zip"},
+    {"match": "select"},
+    {"match": "auto"},
+    {"match": "permute", "refit": False, "repair": "repair"},
+    {"match": "zip", "refit": False, "repair": "bn"},
+    {"match": "zip", "budget": {"parameters": 15000}},
+    {"match": "select", "stop_at": 2},
+    {"match": "zip", "stop_at": 2, "refit": False},
+    {"match": "identity", "ridge": "auto"},
+    {"match": "zip", "weights": [1.0, 0.0], "width": 0.75},
+]
+
+
+def placed(models: list) -> list:
+    """Copies on the other device."""
+    torch.__future__.set_swap_module_params_on_conversion(True)
+    try:
+        return [copy.deepcopy(model).to(device()) for model in models]
+    finally:
+        torch.__future__.set_swap_module_params_on_conversion(False)
+
+
+@pytest.fixture(autouse=True)
+def _uncounted(monkeypatch):
+    """Counting works on fake tensors, which only torch's own devices have."""
+    if not torch.cuda.is_available():
+        monkeypatch.setattr("hetmerge.report.flops_of", lambda *_: 0)
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_residual_nets(make, images, options):
+    models = [make(ResNet, (2, 2), 6, seed=1), make(ResNet, (1, 1), 8, seed=2)]
+    check(models, images, 1e-9, outputs="concat", **options)
+
+
+@pytest.mark.parametrize("match", ["zip", "select", "pca"])
+def test_a_transformer(match):
+    pretrained = pytest.importorskip("families.pretrained")
+    found = [pretrained.llama(3, 32, 4, 2), pretrained.llama(2, 48, 6, 2)]
+    models = [pretrained.lively(model, i + 1).double() for i, model in enumerate(found)]
+    check(models, pretrained.tokens(), 1e-6, match=match)  # its norms compute in float32
+
+
+def check(models: list, batches: list, near: float, **options: object) -> None:
+    here = hm.merge(models, batches, progress=False, **options).model
+    there = hm.merge(placed(models), batches, progress=False, **options).model
+    assert {tensor.device for tensor in there.parameters()} == {device()}
+    args, kwargs = as_call(batches[0])
+    elsewhere = call_on((args, kwargs), device())
+    with torch.no_grad():
+        wanted, found = here(*args, **kwargs), there(*elsewhere[0], **elsewhere[1])
+    if not isinstance(wanted, torch.Tensor):
+        wanted, found = wanted.logits, found.logits
+    assert (found.cpu() - wanted).abs().max() <= near * wanted.abs().max()
