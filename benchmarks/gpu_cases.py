@@ -210,8 +210,9 @@ def project(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Timing]:
         case,
         {
             "hetmerge": problem.run,
-            "hetmerge project": lambda: ops.project(
-                problem.weights, rows, cols, shape[0], shape[1]
+            "hetmerge project": lambda: ops.project(problem.weights, rows, cols, *shape[:2]),
+            "hetmerge project, Triton": lambda: ops.project(
+                problem.weights, rows, cols, *shape[:2], backend="triton"
             ),
             "index_add_": lambda: problem.added(torch.float32),
             "dense einsum": problem.dense,
