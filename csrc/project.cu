@@ -13,6 +13,7 @@ namespace hetmerge {
 namespace {
 
 constexpr int kEntries = 16;  // of the result that a thread holds
+constexpr int kTogether = 4;  // of those, looked up before any is taken
 constexpr int kFewThreads = 64, kThreads = 256, kMostThreads = 1024;
 
 void require(cudaError_t status) {
@@ -115,12 +116,11 @@ struct Rows {
     }
 };
 
-// The members of the column of entry e of a row of the result, added up; `at` gives an entry of the
-// parent's row.
+// The members of the column of entry e of a row of the result, `only` one or several, added up;
+// `at` gives an entry of the parent's row.
 template <class At>
-__device__ float add_columns(const List& cols, int inner, int e, const At& at) {
+__device__ float add_columns(const List& cols, int only, int inner, int e, const At& at) {
     const int col = inner == 1 ? e : e / inner, tap = e - col * inner;
-    const int only = cols.only[col];
     if (only >= 0) return at(only * inner + tap);
     float total = 0.0f;
     if (only == kMany)
@@ -161,11 +161,19 @@ __global__ void __launch_bounds__(kMostThreads)
         __syncthreads();  // the parent before may still be read
         rows.stage(sums);
         __syncthreads();
+        const List& cols = rows.source.cols;
 #pragma unroll
-        for (int i = 0; i < kEntries; ++i) {
-            const int e = first + i * threads;
-            if (e < length)
-                total[i] += add_columns(rows.source.cols, inner, e, [&](int k) { return sums[k]; });
+        for (int i = 0; i < kEntries; i += kTogether) {
+            int only[kTogether];
+#pragma unroll
+            for (int k = 0; k < kTogether; ++k) {
+                const int e = first + (i + k) * threads;
+                only[k] = e < length ? cols.only[inner == 1 ? e : e / inner] : kNone;
+            }
+#pragma unroll
+            for (int k = 0; k < kTogether; ++k)
+                total[i + k] += add_columns(cols, only[k], inner, first + (i + k) * threads,
+                                            [&](int entry) { return sums[entry]; });
         }
     });
 #pragma unroll
@@ -184,7 +192,9 @@ __global__ void __launch_bounds__(kThreads)
     if (e >= length) return;
     float total = 0.0f;
     each_parent(sources, parents, row, inner, [&](const Rows& rows) {
-        total += add_columns(rows.source.cols, inner, e, [&](int k) { return rows.at(k); });
+        const List& cols = rows.source.cols;
+        const int only = cols.only[inner == 1 ? e : e / inner];
+        total += add_columns(cols, only, inner, e, [&](int entry) { return rows.at(entry); });
     });
     out[row * length + e] = from_float<Out>(total);
 }
