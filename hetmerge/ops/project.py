@@ -186,8 +186,8 @@ def _run(
         name = choose("project", backend, {**found, "cuda": reason, "triton": reason})
     if name == "cuda":
         return _cuda(weights, row_labels, col_labels, rows, cols, shares, dtype)
-    row_of = [_filled("row_labels", m, x, rows, first) for m, x in enumerate(row_labels)]
-    col_of = [_filled("col_labels", m, x, cols, first) for m, x in enumerate(col_labels)]
+    row_of = _filled("row_labels", row_labels, rows, first)
+    col_of = _filled("col_labels", col_labels, cols, first)
     heard = [x if share > 0 else None for x, share in zip(weights, shares, strict=True)]
     out = _empty(first, rows, cols, dtype)
     if name == "reference":
@@ -305,9 +305,8 @@ def _cuda(
         except RuntimeError as error:
             raise BackendError(f"backend: project on cuda: {error}") from error
     if not fits:
-        for name, given, clusters in (("row", row_labels, rows), ("col", col_labels, cols)):
-            for m, labels in enumerate(given):
-                _filled(f"{name}_labels", m, labels, clusters, first)
+        _filled("row_labels", row_labels, rows, first)
+        _filled("col_labels", col_labels, cols, first)
     return out if direct else out.copy_(whole)
 
 
@@ -322,23 +321,23 @@ def _views(tensors: Parents) -> list[View | None]:
     return [None if x is None else view(x) for x in tensors]
 
 
-def _filled(name: str, parent: int, labels: Tensor | None, clusters: int, like: Tensor) -> Tensor:
-    """Labels of one parent, checked, with the identity written out."""
-    if labels is None:
-        return torch.arange(clusters, device=like.device)
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= clusters):
-        raise InputError(
-            f"{name}[{parent}]: labels {int(labels.min())}..{int(labels.max())} are not in "
-            f"0..{clusters - 1}"
-        )
-    return labels
+def _filled(name: str, given: Parents, clusters: int, like: Tensor) -> list[Tensor]:
+    """Labels of all parents, checked, with the identity written out."""
+    checked = {m: labels for m, labels in enumerate(given) if labels is not None and len(labels)}
+    if checked:
+        edges = [torch.stack(torch.aminmax(labels)).long() for labels in checked.values()]
+        for m, (low, high) in zip(checked, torch.stack(edges).tolist(), strict=True):
+            if low < 0 or high >= clusters:
+                raise InputError(f"{name}[{m}]: labels {low}..{high} are not in 0..{clusters - 1}")
+    return [torch.arange(clusters, device=like.device) if x is None else x for x in given]
 
 
 def _factors(row_of: Sequence[Tensor], rows: int, shares: Sequence[float]) -> list[Tensor]:
     """Per parent [R_m] float64: its share over the shares of all members of the row's cluster."""
     mass = torch.zeros(rows, dtype=torch.float64, device=row_of[0].device)
     for share, labels in zip(shares, row_of, strict=True):
-        mass += share * torch.bincount(labels, minlength=rows)
+        members = labels.new_zeros(rows).index_add_(0, labels, torch.ones_like(labels))
+        mass += share * members.double()
     return [share / mass[labels] for share, labels in zip(shares, row_of, strict=True)]
 
 

@@ -128,6 +128,13 @@ def test_average_is_over_members_of_all_parents() -> None:
     )
 
 
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_shares_are_float64(backend: str) -> None:
+    parents = [torch.tensor([x], dtype=torch.float64) for x in (1.0, 2.0)]
+    merged = project(parents, None, None, 1, model_weights=[0.1, 0.7], backend=backend)
+    assert merged.item() == pytest.approx((0.1 + 2 * 0.7) / (0.1 + 0.7), rel=1e-15)
+
+
 def test_absent_parent_counts_in_the_average_only() -> None:
     labels = [torch.tensor([0, 1]), torch.tensor([1, 0, 1])]
     for backend in (*BACKENDS, "reference"):
