@@ -96,7 +96,6 @@ with ParallelCompile("NPY_NUM_BUILD_JOBS", default=2):
     setup(
         packages=PACKAGES,
         package_dir={"hetmerge": "hetmerge", "hetmerge.kernels": "kernels"},
-        package_data={"hetmerge.kernels": ["configs/*.json"]},
         ext_modules=[native],
         cmdclass={"build_ext": Build},
     )

@@ -152,8 +152,8 @@ def measured_roofs(bench: Callable[..., Any]) -> Roofs:
 def main(arguments: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("outdir", type=Path)
-    parser.add_argument("--ops", nargs="+", default=["assignment", "zipping", "project", "similarity",
-                                                     "moments"])  # fmt: skip
+    known = ["assignment", "zipping", "project", "similarity", "moments"]
+    parser.add_argument("--ops", nargs="+", default=known)
     parser.add_argument("--seconds", type=float, default=250, help="no case starts after these")
     parser.add_argument("--no-tuning", action="store_true")
     given = parser.parse_args(arguments)

@@ -5,6 +5,7 @@
 
 #include "bind.h"
 #include "project.h"
+#include "project_cuda.h"
 
 namespace hetmerge {
 namespace {
@@ -68,11 +69,40 @@ void run(const Given& weights, const Given& row_labels, const Given& col_labels,
     project(parents, out, threads);
 }
 
+// Whether all labels are in range; if not, the result has no meaning.
+bool run_on_cuda(const Given& weights, const Given& row_labels, const Given& col_labels,
+                 const std::vector<double>& shares, const py::tuple& target,
+                 const py::function& allocate, std::uintptr_t stream) {
+    const auto view = [](const std::optional<py::tuple>& given) {
+        return given ? to_view(*given) : View{};
+    };
+    const View out = to_view(target);
+    std::vector<CudaParent> parents;
+    for (std::size_t m = 0; m < weights.size(); ++m)
+        parents.push_back(
+            {view(weights[m]), view(row_labels.at(m)), view(col_labels.at(m)), shares.at(m)});
+#ifdef HETMERGE_CUDA
+    const auto reserve = [&](Index bytes) {
+        py::gil_scoped_acquire acquire;
+        return allocate(bytes).cast<std::uintptr_t>();
+    };
+    py::gil_scoped_release release;
+    return project_on_cuda(parents, out, reserve, reinterpret_cast<void*>(stream));
+#else
+    (void)allocate;
+    (void)stream;
+    throw std::runtime_error("built without CUDA");
+#endif
+}
+
 }  // namespace
 
 void register_project(py::module_& m) {
     m.def("project", &run, py::arg("weights"), py::arg("row_labels"), py::arg("col_labels"),
           py::arg("shares"), py::arg("out"), py::arg("threads"));
+    m.def("project_cuda", &run_on_cuda, py::arg("weights"), py::arg("row_labels"),
+          py::arg("col_labels"), py::arg("shares"), py::arg("out"), py::arg("allocate"),
+          py::arg("stream"));
 }
 
 }  // namespace hetmerge

@@ -1,4 +1,4 @@
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from numpy.typing import NDArray
@@ -65,6 +65,15 @@ def project(
     out: View,
     threads: int,
 ) -> None: ...
+def project_cuda(
+    weights: Sequence[View | None],
+    row_labels: Sequence[View | None],
+    col_labels: Sequence[View | None],
+    shares: Sequence[float],
+    out: View,
+    allocate: Callable[[int], int],
+    stream: int,
+) -> bool: ...
 def centred_grams(features: Sequence[View], grams: Sequence[View], threads: int) -> list[float]: ...
 def scalar_products(
     rows: View, columns: View, divisor: float, threads: int

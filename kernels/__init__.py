@@ -19,6 +19,7 @@ _HOMES = {
     "launch_grams": "similarity",
     "launch_moments": "moments",
     "launch_project": "project",
+    "launch_sums": "sums",
 }
 
 

@@ -9,6 +9,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
+import numpy as np
+import numpy.typing as npt
 import torch
 import triton
 import triton.language as tl
@@ -17,7 +19,7 @@ from torch import Tensor
 from hetmerge.ops.operand import Operand
 
 TYPES = {torch.float32: tl.float32, torch.float16: tl.float16, torch.bfloat16: tl.bfloat16}
-ADDRESS, SAMPLES, FEATURES, COUNT, FIRST = range(5)
+Numbers = npt.NDArray[np.int64 | np.int32]
 
 
 class Kind(NamedTuple):
@@ -53,36 +55,51 @@ def kind_of(operand: Operand) -> Kind:
     )
 
 
-def blocks_of(operands: Sequence[Operand], height: int) -> tuple[Tensor, list[Kind]]:
-    """Table [blocks, 5] int64 on the CPU, in feature order, and the kind of each block.
+def blocks_of(operands: Sequence[Operand], height: int) -> Numbers:
+    """Table [blocks, 5] int64 of blocks of ``height`` features, in feature order.
 
     A row is: address of the block's first feature (of the tensor, if features come as a table);
     step between samples in elements, or address of their table; the same for features; number of
     features; index of the first one on the joint axis.
     """
-    rows, kinds, start = [], [], 0
+    tables, start = [np.empty((0, 5), np.int64)], 0
     for operand in operands:
-        width = len(operand.features)
-        kind = kind_of(operand)
+        width, step = len(operand.features), operand.feature_stride
+        local = np.arange(0, width, height)
+        table = np.empty((len(local), 5), np.int64)
         first, size = operand.tensor.data_ptr(), operand.tensor.element_size()
         samples = operand.sample_stride
-        samples = operand.samples.data_ptr() if samples is None else samples
-        for local in range(0, width, height):
-            step = operand.feature_stride
-            address = first if step is None else first + local * step * size
-            step = operand.features.data_ptr() + 8 * local if step is None else step
-            rows.append((address, samples, step, min(height, width - local), start + local))
-            kinds.append(kind)
+        table[:, 0] = first if step is None else first + local * (step * size)
+        table[:, 1] = operand.samples.data_ptr() if samples is None else samples
+        table[:, 2] = operand.features.data_ptr() + 8 * local if step is None else step
+        table[:, 3] = np.minimum(height, width - local)
+        table[:, 4] = start + local
+        tables.append(table)
         start += width
-    return torch.tensor(rows, dtype=torch.int64).reshape(-1, 5), kinds
+    return np.concatenate(tables)
 
 
-def group(kinds: Sequence[Kind]) -> Mapping[Kind, list[int]]:
-    """Positions of each kind."""
-    found: dict[Kind, list[int]] = {}
-    for k, kind in enumerate(kinds):
-        found.setdefault(kind, []).append(k)
+def owners(widths: Sequence[int], height: int) -> Numbers:
+    """[blocks] which operand each block of :func:`blocks_of` belongs to."""
+    return np.repeat(np.arange(len(widths)), [-(-width // height) for width in widths])
+
+
+def widths_of(operands: Sequence[Operand]) -> tuple[int, ...]:
+    return tuple(len(operand.features) for operand in operands)
+
+
+def kinds_of(operands: Sequence[Operand]) -> Mapping[Kind, tuple[int, ...]]:
+    """Which operands are of each kind; those without features are left out."""
+    found: dict[Kind, tuple[int, ...]] = {}
+    for m, operand in enumerate(operands):
+        if len(operand.features):
+            kind = kind_of(operand)
+            found[kind] = (*found.get(kind, ()), m)
     return found
+
+
+def upload(table: Numbers, device: torch.device) -> Tensor:
+    return torch.from_numpy(table).to(device, non_blocking=True)
 
 
 @triton.jit

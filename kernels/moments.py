@@ -12,15 +12,23 @@ products per product ("tf32x3", about float32's accuracy) or by float32 arithmet
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from functools import cache
+from functools import cache, lru_cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import triton.language as tl
 from torch import Tensor
 
-from hetmerge.kernels.blocks import TYPES, Kind, blocks_of, group
+from hetmerge.kernels.blocks import (
+    TYPES,
+    Kind,
+    Numbers,
+    blocks_of,
+    kinds_of,
+    owners,
+    upload,
+    widths_of,
+)
 from hetmerge.kernels.products import centre_kernel, product_kernel, reduce_kernel
 from hetmerge.kernels.tuning import Config, choose, interpreted, multiprocessors
 from hetmerge.ops.operand import Operand, columns_last
@@ -31,20 +39,16 @@ REDUCE = 625  # samples: 8 bytes per entry at 32 GB/s against 2 operations at 5 
 MOST_SPLITS = 16
 MIN_SHARE = 256  # samples per split
 REDUCE_ROWS = 16
-CENTRE_WIDTH = 64
-CENTRE_SHARE = 256
-
-Numbers = npt.NDArray[np.int64 | np.int32]
+CENTRE_WIDTH = CENTRE_SAMPLES = 64
 
 
 def launch_moments(
     operands: Sequence[Operand],
     pivot: Tensor,
     product: Tensor,
-    total: Tensor,
     config: Config | None = None,
 ) -> None:
-    """Add the second moments of one batch to ``product`` and its sums to ``total``.
+    """Add the second moments of one batch to ``product``.
 
     Args:
         operands: per parent X_m [n, d_m], bfloat16, float16 or float32; O is the sum of d_m.
@@ -53,23 +57,20 @@ def launch_moments(
         product: flat float64, the upper triangle of [O, O] as row panels: panel p holds rows
             128 p .. min(O, 128 p + 128) and columns 128 p .. O, row-major. All of it is written;
             the part of a panel below the diagonal is the mirror image of that above.
-        total: [O] float64.
         config: block shapes, by default the tuned ones for the device.
     """
-    samples, width = len(operands[0].samples), len(total)
+    samples, width = len(operands[0].samples), len(pivot)
     if width == 0 or samples == 0:
         return
     dtype = common_type(operands)
-    config = config or choose("moments", dtype, width, total.device)
-    tiles = _tiles(_widths(operands), None, config["BM"], config["BN"])
-    splits = count_splits(len(tiles), samples, total.device)
-    if not config["stage"]:
-        total += centre(operands, pivot, 0, samples, None)
+    config = config or choose("moments", dtype, width, product.device)
+    tiles = _tiles(widths_of(operands), None, config["BM"], config["BN"])
+    splits = count_splits(len(tiles), samples, product.device)
     for begin in range(0, samples, RUN * splits):
         end = min(samples, begin + RUN * splits)
         if config["stage"]:
-            staged = total.new_empty(end - begin, width, dtype=dtype)
-            total += centre(operands, pivot, begin, end, staged)
+            staged = product.new_empty(end - begin, width, dtype=dtype)
+            centre(operands, pivot, begin, end, staged)
             _multiply(
                 [columns_last(staged)], None, None, None, product, 0, end - begin, splits, config
             )
@@ -98,7 +99,7 @@ def launch_cross(
         return
     dtype = common_type([*left, *right])
     config = config or choose("moments", dtype, max(product.shape), product.device)
-    tiles = _tiles(_widths(left), _widths(right), config["BM"], config["BN"])
+    tiles = _tiles(widths_of(left), widths_of(right), config["BM"], config["BN"])
     splits = count_splits(len(tiles), samples, product.device)
     for begin in range(0, samples, RUN * splits):
         end = min(samples, begin + RUN * splits)
@@ -134,33 +135,25 @@ def count_splits(tiles: int, samples: int, device: torch.device) -> int:
 
 
 def centre(
-    operands: Sequence[Operand], pivot: Tensor | None, begin: int, end: int, out: Tensor | None
-) -> Tensor:
-    """Sums [O] float64 of x - pivot over samples begin .. end; the differences go to ``out``."""
-    device = operands[0].tensor.device
-    width = sum(_widths(operands))
-    table, kinds = blocks_of(operands, CENTRE_WIDTH)
-    columns = -(-width // CENTRE_WIDTH)
-    share = max(CENTRE_SHARE, -(-(end - begin) * columns // (4 * multiprocessors(device))))
-    splits = -(-(end - begin) // share)
-    sums = torch.zeros(splits, width, dtype=torch.float64, device=device)
-    for kind, members in group(kinds).items():
-        centre_kernel[(len(members), splits)](
-            table[members].to(device, non_blocking=True),
+    operands: Sequence[Operand], pivot: Tensor | None, begin: int, end: int, out: Tensor
+) -> None:
+    """Write x - pivot of samples begin .. end to ``out`` [end - begin, O]."""
+    width = out.shape[1]
+    table, owner = blocks_of(operands, CENTRE_WIDTH), owners(widths_of(operands), CENTRE_WIDTH)
+    for kind, members in kinds_of(operands).items():
+        chosen = table[np.isin(owner, members)]
+        centre_kernel[(len(chosen), -(-(end - begin) // CENTRE_SAMPLES))](
+            upload(chosen, out.device),
             pivot,
-            sums if out is None else out,
-            sums,
+            out,
             width,
             begin,
             end,
-            share,
             **kind.constants("X"),
             PIVOT=pivot is not None,
-            STORE=out is not None,
             BD=CENTRE_WIDTH,
-            BT=64,
+            BT=CENTRE_SAMPLES,
         )
-    return sums.sum(0)
 
 
 def _multiply(
@@ -177,28 +170,26 @@ def _multiply(
     """Add the products over samples begin .. end to ``product``."""
     device, bm, bn = product.device, config["BM"], config["BN"]
     columns = left if right is None else right
-    tiles = _tiles(_widths(left), None if right is None else _widths(right), bm, bn)
-    row_table, row_kinds = blocks_of(left, bm)
-    col_table, col_kinds = blocks_of(columns, bn)
-    tables = [table.to(device, non_blocking=True) for table in (row_table, col_table)]
+    tables = [upload(blocks_of(left, bm), device)]
+    same = right is None and bm == bn
+    tables.append(tables[0] if same else upload(blocks_of(columns, bn), device))
     share = -(-(end - begin) // splits)
     share = -(-share // config["BT"]) * config["BT"]
     splits = -(-(end - begin) // share)
     pivots = [left_pivot, left_pivot if right is None else right_pivot]
-    width, dot = sum(_widths(columns)), common_type([*left, *columns])
+    width, dot = sum(widths_of(columns)), common_type([*left, *columns])
     shapes = {"TRIANGLE": right is None, "BM": bm, "BN": bn, "PANEL": PANEL}
     if pivots[0] is not None or pivots[1] is not None:
-        sizes = sum(_widths(left)), width
+        sizes = sum(widths_of(left)), width
         pivots = [
             torch.zeros(size, device=device) if pivot is None else pivot
             for pivot, size in zip(pivots, sizes, strict=True)
         ]
-    for (x, y), chosen in _by_kind(tiles, row_kinds, col_kinds):
-        numbers = torch.from_numpy(chosen).to(device, non_blocking=True)
+    for x, y, numbers in _by_kind(left, right, bm, bn, device):
         parts = product
         if splits > 1:
-            parts = product.new_empty(splits, len(chosen), bm, bn, dtype=torch.float32)
-        product_kernel[(len(chosen), splits)](
+            parts = product.new_empty(splits, len(numbers), bm, bn, dtype=torch.float32)
+        product_kernel[(len(numbers), splits)](
             numbers,
             *tables,
             *pivots,
@@ -220,14 +211,10 @@ def _multiply(
             num_stages=config["stages"],
         )
         if splits > 1:
-            grid = (len(chosen), bm // REDUCE_ROWS)
+            grid = (len(numbers), bm // REDUCE_ROWS)
             reduce_kernel[grid](
                 numbers, *tables, parts, product, width, splits, BR=REDUCE_ROWS, **shapes
             )
-
-
-def _widths(operands: Sequence[Operand]) -> tuple[int, ...]:
-    return tuple(len(operand.features) for operand in operands)
 
 
 @cache
@@ -256,11 +243,34 @@ def _starts(widths: tuple[int, ...], height: int) -> Numbers:
 
 
 def _by_kind(
-    tiles: Numbers, rows: Sequence[Kind], columns: Sequence[Kind]
-) -> Iterator[tuple[tuple[Kind, Kind], Numbers]]:
+    left: Sequence[Operand],
+    right: Sequence[Operand] | None,
+    bm: int,
+    bn: int,
+    device: torch.device,
+) -> Iterator[tuple[Kind, Kind, Tensor]]:
     """Tiles of one pair of kinds at a time; a launch is compiled for one pair."""
-    for x, i in group(rows).items():
-        for y, j in group(columns).items():
-            chosen = tiles[np.isin(tiles[:, 0], i) & np.isin(tiles[:, 1], j)]
-            if len(chosen):
-                yield (x, y), chosen
+    widths = widths_of(left), None if right is None else widths_of(right)
+    for x, rows in kinds_of(left).items():
+        for y, columns in kinds_of(left if right is None else right).items():
+            numbers = _tiles_between(*widths, bm, bn, rows, columns, device)
+            if len(numbers):
+                yield x, y, numbers
+
+
+@lru_cache(256)
+def _tiles_between(
+    left: tuple[int, ...],
+    right: tuple[int, ...] | None,
+    bm: int,
+    bn: int,
+    rows: tuple[int, ...],
+    columns: tuple[int, ...],
+    device: torch.device,
+) -> Tensor:
+    """The tiles of some parents' rows and some parents' columns, on the device."""
+    tiles = _tiles(left, right, bm, bn)
+    row_owner, col_owner = owners(left, bm), owners(left if right is None else right, bn)
+    chosen = np.isin(row_owner[tiles[:, 0]], rows) & np.isin(col_owner[tiles[:, 1]], columns)
+    # copied before it returns: whoever takes it from the cache may be on another stream
+    return torch.from_numpy(tiles[chosen]).to(device)

@@ -1,4 +1,4 @@
-"""The device code of ``moments``: tiles of X^T Y, their parts added up, sums of samples."""
+"""The device code of ``moments``: tiles of X^T Y, their parts added up, centred samples."""
 
 from __future__ import annotations
 
@@ -150,39 +150,28 @@ def reduce_kernel(
 def centre_kernel(
     p_blocks,
     p_pivot,
-    p_out,  # [end - begin, width], read only if STORE
-    p_sums,  # [splits, width] float64
+    p_out,  # [end - begin, width]
     width,
     begin,
     end,
-    share,
     X_TYPE: tl.constexpr,
     X_SAMPLES: tl.constexpr,
     X_FEATURES: tl.constexpr,
     X_WIDE: tl.constexpr,
     PIVOT: tl.constexpr,
-    STORE: tl.constexpr,
     BD: tl.constexpr,
     BT: tl.constexpr,
 ):
-    """Sums of x - pivot over samples, and if STORE the differences themselves as one matrix."""
-    i_split = tl.program_id(1)
+    """Samples begin .. end minus the pivot as one matrix, a [BT, BD] block of it."""
     p_block = p_blocks + tl.program_id(0).to(tl.int64) * 5
     i_x, s_x, o_x, m_x = open_block(p_block, BD, X_FEATURES, X_WIDE)
     o_d = tl.load(p_block + 4) + tl.arange(0, BD)  # [BD] int64
     b_pivot = 0.0
     if PIVOT:
         b_pivot = tl.load(p_pivot + o_d, mask=m_x, other=0.0)
-    i_begin = begin + i_split * share
-    i_end = tl.minimum(end, i_begin + share)
-    b_sum = tl.zeros([BD], dtype=tl.float64)
-    for i_t in range(i_begin, i_end, BT):
-        b_x = load_block(i_x, s_x, o_x, m_x, b_pivot, i_t, i_end, BT, X_TYPE, X_SAMPLES,
-                         X_FEATURES, X_WIDE, PIVOT).to(tl.float32)  # fmt: skip
-        b_sum += tl.sum(b_x, 0).to(tl.float64)
-        if STORE:
-            o_t = i_t + tl.arange(0, BT)
-            p_x = p_out + (o_t - begin).to(tl.int64)[:, None] * width + o_d[None, :]
-            m_out = (o_t < i_end)[:, None] & m_x[None, :]
-            tl.store(p_x, b_x.to(p_out.dtype.element_ty), mask=m_out)
-    tl.store(p_sums + i_split.to(tl.int64) * width + o_d, b_sum, mask=m_x)
+    i_t = begin + tl.program_id(1) * BT
+    b_x = load_block(i_x, s_x, o_x, m_x, b_pivot, i_t, end, BT, X_TYPE, X_SAMPLES, X_FEATURES,
+                     X_WIDE, PIVOT)  # fmt: skip
+    o_t = i_t + tl.arange(0, BT)
+    p_x = p_out + (o_t - begin).to(tl.int64)[:, None] * width + o_d[None, :]
+    tl.store(p_x, b_x.to(p_out.dtype.element_ty), mask=(o_t < end)[:, None] & m_x[None, :])

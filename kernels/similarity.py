@@ -8,13 +8,15 @@ and written with their mirror image, so the result is symmetric bit by bit and t
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 
+import numpy as np
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-from hetmerge.kernels.blocks import TYPES
+from hetmerge.kernels.blocks import TYPES, upload
 from hetmerge.kernels.tuning import Config, choose, interpreted, multiprocessors
 
 RUN = 8192  # features added up in float32
@@ -23,7 +25,8 @@ MIN_RUN = 256  # features per item at least
 
 @triton.jit
 def gram_kernel(
-    p_items,  # [items, 6] int64: address, row stride, row, column, first feature, end
+    p_layers,  # [layers, 2] int64: address, row stride
+    p_items,  # [items, 5] int64: layer, row, column, first feature, end
     p_parts,  # [items, BN, BN] float32
     samples,
     TYPE: tl.constexpr,
@@ -35,14 +38,15 @@ def gram_kernel(
 ):
     """One item: the products of BN samples with BN others over a range of features."""
     i_item = tl.program_id(0).to(tl.int64)
-    p_item = p_items + i_item * 6
-    p_x = tl.load(p_item).to(tl.pointer_type(TYPE))
-    stride = tl.load(p_item + 1)
-    begin, end = tl.load(p_item + 4), tl.load(p_item + 5)
+    p_item = p_items + i_item * 5
+    p_layer = p_layers + tl.load(p_item) * 2
+    p_x = tl.load(p_layer).to(tl.pointer_type(TYPE))
+    stride = tl.load(p_layer + 1)
+    begin, end = tl.load(p_item + 3), tl.load(p_item + 4)
     if WIDE:
         begin, end = tl.multiple_of(begin, 16), tl.multiple_of(end, 16)
-    o_row = tl.load(p_item + 2) + tl.arange(0, BN)
-    o_col = tl.load(p_item + 3) + tl.arange(0, BN)
+    o_row = tl.load(p_item + 1) + tl.arange(0, BN)
+    o_col = tl.load(p_item + 2) + tl.arange(0, BN)
     p_row = p_x + (o_row * stride)[:, None]
     p_col = p_x + (o_col * stride)[:, None]
     if WIDE:
@@ -124,7 +128,7 @@ def centre_kernel(p_grams, p_means, p_out, samples, BR: tl.constexpr, BC: tl.con
         b_col = tl.load(p_mean + o_col, mask=o_col < samples, other=0.0)
         b_gram = b_gram.to(tl.float64) - (b_row[:, None] + b_col[None, :]) + grand
         b_gram = tl.where(o_row[:, None] == o_col[None, :], 0.0, b_gram)
-        tl.store(p_out + o_layer + o_col[None, :], b_gram.to(tl.float32), mask=m_gram)
+        tl.store(p_out + o_layer + o_col[None, :], b_gram, mask=m_gram)
 
 
 def launch_grams(features: Sequence[Tensor], config: Config | None = None) -> Tensor:
@@ -156,14 +160,14 @@ def launch_centre(grams: Tensor) -> Tensor:
     and gains sum(m) / (n - 1) (arXiv 2010.15327, written as one scalar product).
 
     Args:
-        grams: [layers, n, n] float32, symmetric, contiguous, n >= 4; sums run in float64.
+        grams: [layers, n, n] float32, symmetric, contiguous, n >= 4.
 
     Returns:
-        [layers, n, n] float32, symmetric bit by bit.
+        [layers, n, n] float64, symmetric bit by bit.
     """
     layers, samples = grams.shape[:2]
     means = grams.new_empty(layers, samples, dtype=torch.float64)
-    out = torch.empty_like(grams)
+    out = torch.empty_like(grams, dtype=torch.float64)
     grid = (triton.cdiv(samples, 16), layers)
     mean_kernel[grid](grams, means, samples, BR=16, BC=128)
     centre_kernel[grid](grams, means, out, samples, BR=16, BC=128)
@@ -180,34 +184,52 @@ def _add_grams(
     device, samples = grams.device, grams.shape[1]
     config = config or choose("similarity", dtype, samples, device)
     block = config["BN"]
-    starts = range(0, samples, block)
-    corners = [(i, j) for i in starts for j in starts if j >= i]
-    entries = len(corners) * sum(layers[k].shape[1] for k in chosen)
-    run = min(RUN, max(MIN_RUN, entries // (4 * multiprocessors(device))))
-    run = -(-run // config["BD"]) * config["BD"]
-    items, tiles, wide = [], [], True
-    for k in chosen:
-        x = layers[k]
-        width, stride = x.shape[1], x.stride(0)
-        wide &= x.data_ptr() % 16 == 0 and width % 16 == 0 and stride % 16 == 0
-        for i, j in corners:
-            first = len(items)
-            for begin in range(0, width, run):
-                items.append((x.data_ptr(), stride, i, j, begin, min(width, begin + run)))
-            tiles.append((k, i, j, first, len(items)))
+    widths = tuple(layers[k].shape[1] for k in chosen)
+    items, tiles = _items(tuple(chosen), widths, samples, block, config["BD"], device)
+    table = np.array([(x.data_ptr(), x.stride(0)) for x in layers])
+    aligned = (
+        x.data_ptr() % 16 + x.stride(0) % 16 + x.shape[1] % 16 == 0
+        for x in (layers[k] for k in chosen)
+    )
     parts = grams.new_empty(len(items), block, block)
     gram_kernel[(len(items),)](
-        torch.tensor(items).to(device, non_blocking=True),
+        upload(table, device),
+        items,
         parts,
         samples,
         TYPE=TYPES[dtype],
         DOT=tl.float32 if interpreted() else TYPES[dtype],
         PRECISION=config["precision"],
-        WIDE=wide,
+        WIDE=all(aligned),
         BN=block,
         BD=config["BD"],
         num_warps=config["warps"],
         num_stages=config["stages"],
     )
-    numbers = torch.tensor(tiles).to(device, non_blocking=True)
-    gather_kernel[(len(tiles), block // 16)](numbers, parts, grams, samples, BN=block, BR=16)
+    gather_kernel[(len(tiles), block // 16)](tiles, parts, grams, samples, BN=block, BR=16)
+
+
+@lru_cache(64)
+def _items(
+    layers: tuple[int, ...],
+    widths: tuple[int, ...],
+    samples: int,
+    block: int,
+    step: int,
+    device: torch.device,
+) -> tuple[Tensor, Tensor]:
+    """The tables of both kernels for some layers, on the device."""
+    starts = range(0, samples, block)
+    corners = [(i, j) for i in starts for j in starts if j >= i]
+    entries = len(corners) * sum(widths)
+    run = min(RUN, max(MIN_RUN, entries // (4 * multiprocessors(device))))
+    run = -(-run // step) * step
+    items, tiles = [], []
+    for k, width in zip(layers, widths, strict=True):
+        for i, j in corners:
+            first = len(items)
+            for begin in range(0, width, run):
+                items.append((k, i, j, begin, min(width, begin + run)))
+            tiles.append((k, i, j, first, len(items)))
+    # copied before it returns: whoever takes them from the cache may be on another stream
+    return torch.tensor(items).to(device), torch.tensor(tiles).to(device)

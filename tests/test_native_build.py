@@ -20,6 +20,13 @@ def test_cuda_is_built_where_a_toolkit_is_found() -> None:
     assert _native.has_cuda  # imported above: on a machine without a GPU, without a driver
 
 
+def test_block_shapes_are_installed(tmp_path: Path) -> None:
+    command = [sys.executable, "setup.py", "-q", "build_py", "--build-lib", str(tmp_path)]
+    subprocess.run(command, cwd=CHECKOUT, capture_output=True, check=True)
+    installed = {path.name for path in (tmp_path / "hetmerge/kernels/configs").iterdir()}
+    assert installed == {path.name for path in (CHECKOUT / "kernels/configs").iterdir()}
+
+
 def test_the_kernels_folder_refuses_another_name() -> None:
     code = "import sys; sys.path.insert(0, sys.argv[1]); import kernels"
     done = subprocess.run(

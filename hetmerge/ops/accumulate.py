@@ -11,6 +11,7 @@ import torch
 from torch import Tensor
 
 from hetmerge.ops import native
+from hetmerge.ops.backend import available, choose
 from hetmerge.ops.centring import FAR, State, Sums
 from hetmerge.ops.operand import columns_last
 from hetmerge.ops.panels import blocks, spans
@@ -64,8 +65,7 @@ class TorchAccumulator:
                 values[0, span] += centred.sum(0)
                 values[1, span] += centred.square().sum(0)
                 finite[m] &= torch.isfinite(piece).all()
-        unfit = (~finite).nonzero().flatten().tolist()
-        return Sums(count, unfit[0] if unfit else -1, shift, values)
+        return Sums(count, finite, shift, values)
 
     def add(self, rows: Tensor, product: Tensor, within: bool) -> None:
         """Add (x - pivot)(x - pivot)^T to the blocks kept in ``product``; ``rows``: see State."""
@@ -79,20 +79,35 @@ class TorchAccumulator:
                 block.values.add_(chunk[:, block.rows].T @ chunk[:, block.columns])
 
 
-class TritonAccumulator(TorchAccumulator):
-    """GPU: hetmerge.kernels.moments for the products."""
+class TritonAccumulator:
+    """GPU: hetmerge.kernels."""
+
+    def __init__(self, samples: Samples) -> None:
+        self.sizes = samples.sizes
+        self.operands = [columns_last(view, samples.mask) for view in samples.last()]
+
+    def sums(self, state: State) -> Sums:
+        from hetmerge.kernels.sums import launch_sums
+
+        count = len(self.operands[0].samples)
+        if count == 0:
+            found = state.pivot, torch.zeros_like(state.sums)
+        else:
+            found = launch_sums(self.operands, None if state.unset() else state.pivot)
+        fit = torch.isfinite(found[1][1])
+        finite = torch.stack([part.all() for part in fit.split(self.sizes)])
+        return Sums(count, finite, *found)
 
     def add(self, rows: Tensor, product: Tensor, within: bool) -> None:
         from hetmerge.kernels.moments import launch_cross, launch_moments
 
-        operands = [columns_last(view, self.samples.mask) for view in self.samples.last()]
         pivot = rows[0].float()
         if within:
-            launch_moments(operands, pivot, product, torch.zeros_like(rows[1]))
+            launch_moments(self.operands, pivot, product)
             return
-        pairs = combinations(zip(operands, pivot.split(self.samples.sizes), strict=True), 2)
+        pairs = combinations(zip(self.operands, pivot.split(self.sizes), strict=True), 2)
         for block, ((left, p), (right, q)) in zip(
-            blocks(product, self.samples.sizes, within), pairs, strict=True
+            blocks(product, self.sizes, within), pairs, strict=True
         ):
             launch_cross([left], [right], p, q, block.values)
 
@@ -114,10 +129,13 @@ class NativeAccumulator:
         unfit, found = self._native.moments_sums(
             self.batch, native.view(state.count), native.view(state.rows), FAR, native.threads()
         )
+        if found is None and unfit < 0:
+            return None
+        finite = torch.arange(len(self.samples.features)) != unfit
         if found is None:
-            return None if unfit < 0 else Sums(0, unfit, state.pivot, state.sums)
+            return Sums(self.batch.samples, finite, state.pivot, torch.zeros_like(state.sums))
         shift, *values = (torch.from_numpy(row) for row in found)
-        return Sums(self.batch.samples, unfit, shift, torch.stack(values))
+        return Sums(self.batch.samples, finite, shift, torch.stack(values))
 
     def add(self, rows: Tensor, product: Tensor, within: bool) -> None:
         threads = native.threads()
@@ -136,7 +154,7 @@ class NativeAccumulator:
             self._native.moments_cross(left, right, p, q, view, threads)
 
 
-Accumulator = TorchAccumulator | NativeAccumulator
+Accumulator = TorchAccumulator | TritonAccumulator | NativeAccumulator
 ACCUMULATORS: dict[str, Callable[[Samples], Accumulator]] = {
     "native": NativeAccumulator,
     "torch": TorchAccumulator,
@@ -147,6 +165,15 @@ ACCUMULATORS: dict[str, Callable[[Samples], Accumulator]] = {
 def backends(device: torch.device) -> tuple[str, ...]:
     """Native code reads the memory of the CPU only."""
     return tuple(ACCUMULATORS) if device.type == "cpu" else ("torch", "triton")
+
+
+def choose_for(tensors: Sequence[Tensor], request: str) -> str:
+    """The backend for features in ``tensors``, all on one device."""
+    device = tensors[0].device
+    found = dict(available(device, *backends(device)))
+    if any(x.dtype == torch.float64 for x in tensors):
+        found["triton"] = "its products are float32, and a parent is float64"
+    return choose("moments", request, found)
 
 
 def parts(shape: Sequence[int]) -> Iterator[tuple[slice, ...]]:

@@ -38,18 +38,22 @@ class State:
         return self.rows[1:]
 
     def unset(self) -> bool:
-        return bool(self.pivot.isnan().any())
+        return int(self.count) == 0 and bool(self.pivot.isnan().any())
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over one batch: [2, O] float64, of x - shift and of its square.
+    """Sums over one batch.
 
-    ``unfit`` is the first parent with a counted NaN or infinity, or -1.
+    Attributes:
+        count: samples.
+        finite: [parents] bool: no counted value is NaN or infinite.
+        shift: [O] float64.
+        values: [2, O] float64: the sums of x - shift and of its square.
     """
 
     count: int
-    unfit: int
+    finite: Tensor
     shift: Tensor
     values: Tensor
 
@@ -80,27 +84,19 @@ def shift_products(kept: Sequence[Block], count: int, total: Tensor, shift: Tens
     add_outer(kept, shift, total + shift * (count / 2))
 
 
-def centre(state: State, found: Sums, dtypes: set[torch.dtype]) -> Tensor:
-    """Move the pivot, and what was found about it, to the mean of all samples where that is far.
-
-    Returns:
-        [O] the pivot before minus the pivot after; the state's sums still are about the former.
-    """
-    unset = state.unset()
-    if unset:
-        state.pivot.copy_(found.shift)
+def spread(state: State, found: Sums) -> tuple[Tensor, Tensor]:
+    """[O] mean and variance of x - found.shift over all samples, those of the batch included."""
     together = int(state.count) + found.count
     sums = state.sums + found.values
-    mean, variance = sums[0] / together, variance_of(together, sums)
-    best = _best_pivot(state.pivot + mean, variance, dtypes)
-    far = mean.square() > FAR**2 * variance
-    shift = state.pivot - (best if unset else torch.where(far, best, state.pivot))
-    shift_sums(found.count, found.values, shift)
-    state.pivot.sub_(shift)
-    return shift
+    return sums[0] / together, variance_of(together, sums)
 
 
-def _best_pivot(mean: Tensor, variance: Tensor, dtypes: set[torch.dtype]) -> Tensor:
+def is_far(mean: Tensor, variance: Tensor) -> Tensor:
+    """[O] whether a pivot from which x deviates by ``mean`` should move."""
+    return mean.square() > FAR**2 * variance
+
+
+def best_pivot(mean: Tensor, variance: Tensor, dtypes: set[torch.dtype]) -> Tensor:
     """[O] float64: the mean as the arithmetic of these features can hold it."""
     if dtypes == {torch.bfloat16}:
         near = mean.square() <= CLOSE**2 * variance

@@ -10,9 +10,16 @@ import torch
 from torch import Tensor
 
 from hetmerge.errors import InputError
-from hetmerge.ops.accumulate import ACCUMULATORS, Samples, backends
-from hetmerge.ops.backend import available, choose
-from hetmerge.ops.centring import State, centre, shift_products, shift_sums, variance_of
+from hetmerge.ops.accumulate import ACCUMULATORS, Samples, choose_for
+from hetmerge.ops.centring import (
+    State,
+    best_pivot,
+    is_far,
+    shift_products,
+    shift_sums,
+    spread,
+    variance_of,
+)
 from hetmerge.ops.library import register
 from hetmerge.ops.panels import Block, blocks, extract, length, spans, symmetric
 
@@ -301,25 +308,32 @@ def _update(
     within: bool,
     backend: str,
 ) -> None:
-    device = features[0].device
-    name = choose("moments", backend, available(device, *backends(device)))
-    batch = ACCUMULATORS[name](Samples(features, dim, mask))
+    batch = ACCUMULATORS[choose_for(features, backend)](Samples(features, dim, mask))
     state = State(count, rows)
     found = batch.sums(state)
     if found is not None:
-        if found.unfit >= 0:
-            raise InputError(
-                f"features of parent {found.unfit}: NaN or infinite values, "
-                "only finite ones are allowed"
-            )
         if found.count == 0:
             return
-        before = int(count)
-        shift = centre(state, found, {x.dtype for x in features})
-        if before and bool(shift.any()):
-            kept = blocks(product, [x.shape[dim] for x in features], within)
-            shift_products(kept, before, state.sums[0], shift)
-            shift_sums(before, state.sums, shift)
+        mean, variance = spread(state, found)
+        far = is_far(mean, variance)
+        # The only wait for the device: nothing may be added before the host knows.
+        *finite, moves = torch.cat([found.finite, far.any()[None]]).tolist()
+        if not all(finite):
+            raise InputError(
+                f"features of parent {finite.index(False)}: NaN or infinite values, "
+                "only finite ones are allowed"
+            )
+        before, unset = int(count), state.unset()
+        if moves or unset:
+            best = best_pivot(found.shift + mean, variance, {x.dtype for x in features})
+            pivot = best if unset else torch.where(far, best, found.shift)
+            shift = found.shift - pivot
+            shift_sums(found.count, found.values, shift)
+            if before:
+                kept = blocks(product, [x.shape[dim] for x in features], within)
+                shift_products(kept, before, state.sums[0], shift)
+                shift_sums(before, state.sums, shift)
+            state.pivot.copy_(pivot)
         state.sums.add_(found.values)
         count += found.count
     batch.add(rows, product, within)

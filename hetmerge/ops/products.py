@@ -8,8 +8,7 @@ import torch
 from torch import Tensor
 
 from hetmerge.ops import native
-from hetmerge.ops.accumulate import CHUNK, backends
-from hetmerge.ops.backend import available, choose
+from hetmerge.ops.accumulate import CHUNK, choose_for
 from hetmerge.ops.operand import Operand
 from hetmerge.ops.panels import blocks, length, symmetric
 
@@ -23,7 +22,7 @@ def gram(operands: Sequence[Operand], backend: str = "auto") -> Tensor:
     sizes = [sum(len(operand.features) for operand in operands)]
     product = torch.zeros(length(sizes, True), dtype=torch.float64, device=device)
     kept = blocks(product, sizes, True)
-    name = _choose(device, backend)
+    name = choose_for([operand.tensor for operand in operands], backend)
     if name == "native":
         from hetmerge import _native
 
@@ -32,8 +31,7 @@ def gram(operands: Sequence[Operand], backend: str = "auto") -> Tensor:
     elif name == "triton":
         from hetmerge.kernels.moments import launch_moments
 
-        zero = torch.zeros(sizes[0], dtype=torch.float64, device=device)
-        launch_moments(list(operands), zero.float(), product, zero)
+        launch_moments(list(operands), torch.zeros(sizes[0], device=device), product)
     else:
         for begin in range(0, len(operands[0].samples), CHUNK):
             chunk = _dense(operands, begin, _exact(operands))
@@ -47,7 +45,7 @@ def cross(left: Sequence[Operand], right: Sequence[Operand], backend: str = "aut
     device = left[0].tensor.device
     p, q = (sum(len(operand.features) for operand in side) for side in (left, right))
     product = torch.zeros(p, q, dtype=torch.float64, device=device)
-    name = _choose(device, backend)
+    name = choose_for([operand.tensor for operand in (*left, *right)], backend)
     if name == "native":
         from hetmerge import _native
 
@@ -62,10 +60,6 @@ def cross(left: Sequence[Operand], right: Sequence[Operand], backend: str = "aut
         for begin in range(0, len(left[0].samples), CHUNK):
             product += _dense(left, begin, exact).T @ _dense(right, begin, exact)
     return product
-
-
-def _choose(device: torch.device, backend: str) -> str:
-    return choose("moments", backend, available(device, *backends(device)))
 
 
 def _views(operand: Operand) -> tuple[native.View, native.View, native.View]:

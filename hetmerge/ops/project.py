@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from hetmerge.errors import InputError
+from hetmerge.errors import BackendError, InputError
 from hetmerge.ops.backend import available, choose
 from hetmerge.ops.library import register
 from hetmerge.ops.native import View, threads, view
@@ -17,6 +17,7 @@ CHUNK = 1 << 22  # entries of a parent that the torch backend converts and sums 
 INT32 = 2**31
 INTEGERS = (torch.int32, torch.int64)
 STORED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what native code reads
+NARROW = (torch.float32, torch.float16, torch.bfloat16)  # what CUDA code reads and writes
 Parents = Sequence[Tensor | None]
 
 
@@ -49,8 +50,8 @@ def project(
             None, for all of them, where the weights are vectors.
         rows, cols: sizes of the result; ``cols`` is ignored for vectors.
         model_weights: per parent, >= 0, not all 0; equal by default.
-        backend: "auto", "native" (one pass, on the CPU), "triton", "torch" (``index_add_``) or
-            "reference" (dense matrices, float64).
+        backend: "auto", "native" (one pass, on the CPU), "cuda" or "triton" (one pass, on a GPU),
+            "torch" (``index_add_``) or "reference" (dense matrices, float64).
         out_dtype: of the result; by default that of the first parent that is present.
 
     Returns:
@@ -172,7 +173,7 @@ def _run(
     backend: str,
 ) -> Tensor:
     first = _first(weights)
-    found = available(first.device, "native", "triton", "torch", "reference")
+    found = available(first.device, "native", "cuda", "triton", "torch", "reference")
     name = choose("project", backend, found)
     if name == "native":
         if first.is_cpu:
@@ -180,11 +181,13 @@ def _run(
         parts = _cpu(weights), _cpu(row_labels), _cpu(col_labels)
         return _native(*parts, rows, cols, shares, dtype).to(first.device)
     double = any(weight is not None and weight.dtype == torch.float64 for weight in weights)
-    if name == "triton" and double:
+    if name in ("cuda", "triton") and double:
         reason = "its sums are float32, and a parent is float64"
-        name = choose("project", backend, {**found, "triton": reason})
-    row_of = [_filled("row_labels", m, x, rows, first) for m, x in enumerate(row_labels)]
-    col_of = [_filled("col_labels", m, x, cols, first) for m, x in enumerate(col_labels)]
+        name = choose("project", backend, {**found, "cuda": reason, "triton": reason})
+    if name == "cuda":
+        return _cuda(weights, row_labels, col_labels, rows, cols, shares, dtype)
+    row_of = _filled("row_labels", row_labels, rows, first)
+    col_of = _filled("col_labels", col_labels, cols, first)
     heard = [x if share > 0 else None for x, share in zip(weights, shares, strict=True)]
     out = _empty(first, rows, cols, dtype)
     if name == "reference":
@@ -265,27 +268,76 @@ def _native(
     return out if out.dtype == dtype else out.to(dtype)
 
 
+def _cuda(
+    weights: Parents,
+    row_labels: Parents,
+    col_labels: Parents,
+    rows: int,
+    cols: int,
+    shares: Sequence[float],
+    dtype: torch.dtype,
+) -> Tensor:
+    """As :func:`_native`, on a GPU."""
+    from hetmerge import _native
+
+    first = _first(weights)
+    out = _empty(first, rows, cols, dtype)
+    if out.numel() == 0:
+        return out
+    stored = dtype if dtype in NARROW else torch.float32
+    direct = out.is_contiguous() and stored == dtype
+    whole = out if direct else out.new_empty(out.shape, dtype=stored)
+    shape = (cols, math.prod(first.shape[2:])) if first.ndim > 1 else (1, 1)
+    flat = [None if x is None else _flat(x, shape[1]) for x in weights]
+    room: list[Tensor] = []  # stays until the kernels are done
+
+    def allocate(size: int) -> int:
+        room.append(torch.empty(size, dtype=torch.uint8, device=first.device))
+        return room[0].data_ptr()
+
+    with torch.cuda.device(first.device):
+        stream = torch.cuda.current_stream().cuda_stream
+        views = _views(flat), _views(row_labels), _views(col_labels or [None] * len(weights))
+        try:
+            fits = _native.project_cuda(
+                *views, shares, view(whole.view(rows, *shape)), allocate, stream
+            )
+        except RuntimeError as error:
+            raise BackendError(f"backend: project on cuda: {error}") from error
+    if not fits:
+        _filled("row_labels", row_labels, rows, first)
+        _filled("col_labels", col_labels, cols, first)
+    return out if direct else out.copy_(whole)
+
+
+def _flat(weight: Tensor, inner: int) -> Tensor:
+    """[R, C, inner] of a type that CUDA code reads; copied only where it has to be."""
+    columns = weight.shape[1] if weight.ndim > 1 else 1
+    readable = weight if weight.dtype in NARROW else weight.float()
+    return readable.reshape(len(weight), columns, inner)
+
+
 def _views(tensors: Parents) -> list[View | None]:
     return [None if x is None else view(x) for x in tensors]
 
 
-def _filled(name: str, parent: int, labels: Tensor | None, clusters: int, like: Tensor) -> Tensor:
-    """Labels of one parent, checked, with the identity written out."""
-    if labels is None:
-        return torch.arange(clusters, device=like.device)
-    if len(labels) and (int(labels.min()) < 0 or int(labels.max()) >= clusters):
-        raise InputError(
-            f"{name}[{parent}]: labels {int(labels.min())}..{int(labels.max())} are not in "
-            f"0..{clusters - 1}"
-        )
-    return labels
+def _filled(name: str, given: Parents, clusters: int, like: Tensor) -> list[Tensor]:
+    """Labels of all parents, checked, with the identity written out."""
+    checked = {m: labels for m, labels in enumerate(given) if labels is not None and len(labels)}
+    if checked:
+        edges = [torch.stack(torch.aminmax(labels)).long() for labels in checked.values()]
+        for m, (low, high) in zip(checked, torch.stack(edges).tolist(), strict=True):
+            if low < 0 or high >= clusters:
+                raise InputError(f"{name}[{m}]: labels {low}..{high} are not in 0..{clusters - 1}")
+    return [torch.arange(clusters, device=like.device) if x is None else x for x in given]
 
 
 def _factors(row_of: Sequence[Tensor], rows: int, shares: Sequence[float]) -> list[Tensor]:
     """Per parent [R_m] float64: its share over the shares of all members of the row's cluster."""
     mass = torch.zeros(rows, dtype=torch.float64, device=row_of[0].device)
     for share, labels in zip(shares, row_of, strict=True):
-        mass += share * torch.bincount(labels, minlength=rows)
+        members = labels.new_zeros(rows).index_add_(0, labels, torch.ones_like(labels))
+        mass += share * members.double()
     return [share / mass[labels] for share, labels in zip(shares, row_of, strict=True)]
 
 

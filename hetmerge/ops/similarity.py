@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -147,11 +147,8 @@ def _run(
     if name == "reference":
         from hetmerge.reference.similarity import hsic_tables
 
-        for side, features in (("features_a", features_a), ("features_b", features_b)):
-            for k, layer in enumerate(features):
-                _check_finite(layer, side, k)
+        _check_finite(dict(enumerate([*features_a, *features_b])), len(features_a))
         return hsic_tables(features_a, features_b)
-    grams_a = _centred_grams(features_a, "features_a", name)
     same = len(features_a) == len(features_b) and all(
         a.data_ptr() == b.data_ptr()
         and a.shape == b.shape
@@ -159,7 +156,9 @@ def _run(
         and a.dtype == b.dtype
         for a, b in zip(features_a, features_b, strict=True)
     )
-    grams_b = grams_a if same else _centred_grams(features_b, "features_b", name)
+    layers = [*features_a] if same else [*features_a, *features_b]
+    grams = _centred_grams(layers, len(features_a), name)
+    grams_a, grams_b = grams[: len(features_a)], grams[-len(features_b) :]
     n = len(features_a[0])
     multiply = _native_products if name == "native" else _products
     return multiply(grams_a, grams_b, n * (n - 3))
@@ -179,8 +178,7 @@ def _native_products(
 def _products(grams_a: Tensor, grams_b: Tensor, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`_native_products`, where a matrix product need not round like a sum."""
     cross = grams_a @ grams_b.T
-    self_a = torch.stack([gram.dot(gram) for gram in grams_a])
-    self_b = torch.stack([gram.dot(gram) for gram in grams_b])
+    self_a, self_b = (torch.bmm(x[:, None], x[:, :, None]).flatten() for x in (grams_a, grams_b))
     near = cross >= (1 - 1e-9) * torch.maximum(self_a[:, None], self_b)
     for i, j in near.nonzero().tolist():
         if torch.equal(grams_a[i], grams_b[j]):
@@ -201,49 +199,72 @@ def _fake(
 _op = register("cka(Tensor[] a, Tensor[] b, str backend) -> (Tensor, Tensor, Tensor)", _run, _fake)
 
 
-def _check_finite(values: Tensor, name: str, layer: int) -> None:
-    if not bool(torch.isfinite(values).all()):
-        raise InputError(f"{name}[{layer}]: NaN or infinite entries, only finite ones are allowed")
+def _check_finite(values: Mapping[int, Tensor], count_a: int) -> None:
+    """Of layers by their number, those of the first model, ``count_a``, before the second's."""
+    if not values:
+        return
+    fit = torch.stack([torch.isfinite(x).all() for x in values.values()]).tolist()
+    for k, finite in zip(values, fit, strict=True):
+        if not finite:
+            name = f"features_a[{k}]" if k < count_a else f"features_b[{k - count_a}]"
+            raise InputError(f"{name}: NaN or infinite entries, only finite ones are allowed")
 
 
-def _centred_grams(features: Sequence[Tensor], name: str, backend: str) -> Tensor:
-    """[layers, n * n] float64: flattened Gram matrices whose scalar products are n (n - 3) HSIC."""
+def _centred_grams(features: Sequence[Tensor], count_a: int, backend: str) -> Tensor:
+    """[layers, n * n] float64: flattened Gram matrices whose scalar products are n (n - 3) HSIC.
+
+    ``features`` are those of both models; the first ``count_a`` layers are the first one's.
+    """
     n = len(features[0])
     flat = [layer.flatten(1) for layer in features]
-    narrow = [k for k, layer in enumerate(flat) if layer.dtype != torch.float64]
-    centred: list[int] = []
     grams = features[0].new_empty((len(features), n, n), dtype=torch.float64)
-    if backend == "native":
-        centred = _native(grams, flat)
-        if len(centred) == len(flat):
-            return grams.flatten(1)
-    grams[[k for k in range(len(flat)) if k not in centred]] = 0
-    if backend == "triton" and narrow:
-        from hetmerge.kernels.similarity import launch_grams
-
-        grams[narrow] = launch_grams([flat[k] for k in narrow]).double()
-    elif backend != "native":
-        for k in narrow:
-            _add_gram(grams[k], flat[k], torch.float32)
-    for k, (gram, layer) in enumerate(zip(grams, flat, strict=True)):
-        if k in centred:
-            continue
-        if k not in narrow or not SMALLEST <= float(gram.diagonal().max()) <= LARGEST:
-            _add_gram(gram.zero_(), layer, torch.float64)
-        _check_finite(gram.diagonal(), name, k)
-        _centre(gram)
+    held = [k for k, layer in enumerate(flat) if layer.dtype in NARROW]
+    fill = {"native": _fill_native, "triton": _fill_triton, "torch": _fill_torch}[backend]
+    longest = dict(zip(held, fill(grams, flat, held), strict=True)) if held else {}
+    exact = [k for k in range(len(flat)) if not SMALLEST <= longest.get(k, 0.0) <= LARGEST]
+    for k in exact:
+        _add_gram(grams[k].zero_(), flat[k], torch.float64)
+    _check_finite({k: grams[k].diagonal() for k in exact}, count_a)
+    for k in exact:
+        _centre(grams[k])
     return grams.flatten(1)
 
 
-def _native(grams: Tensor, flat: Sequence[Tensor]) -> list[int]:
-    """Fill the centred Gram matrices of all layers that float32 can hold; which ones those are."""
+def _fill_native(grams: Tensor, flat: Sequence[Tensor], held: Sequence[int]) -> Sequence[float]:
+    """Fill the centred Gram matrices of some layers, summed up in float32.
+
+    Returns:
+        Per layer the largest squared length of its samples, which tells whether float32 held it.
+    """
     from hetmerge import _native
 
-    held = [k for k, layer in enumerate(flat) if layer.dtype in NARROW]
     layers = [flat[k] if flat[k].stride(1) == 1 else flat[k].contiguous() for k in held]
     targets = [view(grams[k]) for k in held]
-    longest = _native.centred_grams([view(layer) for layer in layers], targets, threads())
-    return [k for k, most in zip(held, longest, strict=True) if SMALLEST <= most <= LARGEST]
+    return _native.centred_grams([view(layer) for layer in layers], targets, threads())
+
+
+def _fill_triton(grams: Tensor, flat: Sequence[Tensor], held: Sequence[int]) -> Sequence[float]:
+    """As :func:`_fill_native`."""
+    from hetmerge.kernels.similarity import launch_centre, launch_grams
+
+    found = launch_grams([flat[k] for k in held])
+    grams[held] = launch_centre(found)
+    return _longest(found)
+
+
+def _fill_torch(grams: Tensor, flat: Sequence[Tensor], held: Sequence[int]) -> Sequence[float]:
+    """As :func:`_fill_native`."""
+    for k in held:
+        _add_gram(grams[k].zero_(), flat[k], torch.float32)
+    longest = _longest(grams)
+    for k in held:
+        _centre(grams[k])
+    return [longest[k] for k in held]
+
+
+def _longest(grams: Tensor) -> list[float]:
+    longest: list[float] = grams.diagonal(dim1=1, dim2=2).amax(1).tolist()
+    return longest
 
 
 def _add_gram(gram: Tensor, layer: Tensor, dtype: torch.dtype) -> None:

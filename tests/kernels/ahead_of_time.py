@@ -21,7 +21,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from triton.runtime.jit import JITFunction
 
-from hetmerge.kernels import moments, project, similarity
+from hetmerge.kernels import moments, project, similarity, sums
 from hetmerge.kernels.tuning import CONFIGS
 from hetmerge.ops.operand import columns_last, patches
 
@@ -145,10 +145,13 @@ def moments_of(operands: Any, config: Any, name: str) -> Iterator[tuple[str, Any
     width = sum(len(operand.features) for operand in operands)
     with recording(moments) as found:
         double = torch.zeros(width * width, dtype=torch.float64)
-        moments.launch_moments(operands, torch.zeros(width), double, double[:width], config)
+        moments.launch_moments(operands, torch.zeros(width), double, config)
         if len(operands[0].samples) < moments.MIN_SHARE:  # split, it does as the triangle
             moments.launch_cross(operands, operands, None, None, double.view(width, width), config)
-    for kernel, launch in found:
+    with recording(sums) as added:
+        for shift in (None, double[:width]):
+            sums.launch_sums(operands, shift)
+    for kernel, launch in found + added:
         yield name, kernel, launch
 
 

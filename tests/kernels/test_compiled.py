@@ -48,6 +48,7 @@ def test_every_kernel_for_every_architecture(compiled: Results) -> None:
         "rank_kernel",
         "reduce_kernel",
         "row_kernel",
+        "sums_kernel",
     }
     assert found == {(kernel, arch) for kernel in kernels for arch in TENSOR_CORES}
 

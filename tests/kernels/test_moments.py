@@ -65,14 +65,12 @@ def check_moments(
         pivot = torch.linspace(-1, 2, x.shape[1], device=x.device)
     centred = x - pivot.double()
     start = torch.linspace(0, 1, len(pack(x.T @ x)), dtype=torch.float64, device=x.device)
-    product, total = start.clone(), torch.ones(x.shape[1], dtype=torch.float64, device=x.device)
-    launch_moments(operands, pivot, product, total, config)
+    product = start.clone()
+    launch_moments(operands, pivot, product, config)
     bound = pack(centred.abs().T @ centred.abs())
     rtol = RTOL[dtypes.pop()] if len(dtypes) == 1 else RTOL[torch.float32]
     error = (product - start - pack(centred.T @ centred)).abs()
     assert bool((error <= rtol * bound + 1e-12).all())
-    sums = (total - 1 - centred.sum(0)).abs()
-    assert bool((sums <= RTOL[torch.float32] * centred.abs().sum(0) + 1e-12).all())
 
 
 @FIXED
@@ -133,14 +131,12 @@ def test_same_bytes_every_run() -> None:
     found = []
     for _ in range(2):
         product = torch.zeros(40 * 40, dtype=torch.float64, device=DEVICE)
-        total = torch.zeros(40, dtype=torch.float64, device=DEVICE)
         pivot = torch.ones(40, device=DEVICE)
-        launch_moments(operands, pivot, product, total, {**SMALL, "stage": False})
-        found.append((product, total))
+        launch_moments(operands, pivot, product, {**SMALL, "stage": False})
+        found.append(product)
         matrix = product.view(40, 40)
         assert torch.equal(matrix, matrix.T)
-    assert torch.equal(found[0][0], found[1][0])
-    assert torch.equal(found[0][1], found[1][1])
+    assert torch.equal(*found)
 
 
 @pytest.mark.parametrize("groups", [1, 2])
@@ -226,13 +222,15 @@ def test_large_on_the_device(dtype: torch.dtype, stage: bool) -> None:
 def test_offsets_beyond_32_bits(stage: bool) -> None:
     rows, width = 150_000, 16_384  # 2.5e9 elements of one tensor
     x = torch.zeros(rows, width, dtype=torch.bfloat16, device="cuda")
-    x[-100:, -8:] = torch.randn(100, 8, device="cuda").to(x.dtype)
+    drawn = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    x[-100:, -8:] = drawn.to(x.device, x.dtype)
     pivot = torch.zeros(8, device="cuda")
     part = columns_last(x[:, -8:])
     config = dict(tuning.choose("moments", x.dtype, 8, x.device))
     product = torch.zeros(64, dtype=torch.float64, device="cuda")
-    total = torch.zeros(8, dtype=torch.float64, device="cuda")
-    launch_moments([part], pivot, product, total, {**config, "stage": stage})
+    launch_moments([part], pivot, product, {**config, "stage": stage})
     tail = x[-100:, -8:].double()
-    torch.testing.assert_close(product.view(8, 8), tail.T @ tail, rtol=1e-6, atol=1e-9)
+    error = (product.view(8, 8) - tail.T @ tail).abs()
+    # exact products: without a pivot, bfloat16 is not rounded again
+    assert bool((error <= RTOL[torch.float32] * (tail.abs().T @ tail.abs())).all())
     assert 100 < RUN < rows

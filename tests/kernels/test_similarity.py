@@ -14,7 +14,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
+from hetmerge.errors import InputError
 from hetmerge.kernels import launch_centre, launch_grams
+from hetmerge.ops import cka
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=40)
 SMALL = {"BN": 16, "BD": 16, "warps": 4, "stages": 2, "precision": "ieee"}
@@ -89,6 +91,23 @@ def test_centre(samples: int) -> None:
 def test_constant_features_are_exactly_zero() -> None:
     features = [torch.full((9, 33), 0.1, device=DEVICE), torch.zeros(9, 4, device=DEVICE)]
     assert not launch_centre(launch_grams(features)).any()
+
+
+@pytest.mark.filterwarnings("ignore:overflow:RuntimeWarning", "ignore:invalid:RuntimeWarning")
+def test_cka_as_torch_has_it() -> None:
+    """Layers that float32 holds, that it does not, and that are constant, of both models."""
+    rng = torch.Generator().manual_seed(0)
+    base = torch.randn(20, 40, generator=rng).to(DEVICE)
+    first = [base, base.half(), base.double(), base * 1e25, torch.ones_like(base)]
+    second = [base[:, :7] * 1e-15, base.bfloat16(), base[:, 3:].T.contiguous().T, base]
+    found = cka(first, second, "triton")
+    torch.testing.assert_close(found, cka(first, second, "torch"), rtol=0, atol=2e-2)
+    assert found[0, 3] == 1
+    for model, layer in (("a", 1), ("b", 2)):
+        bad = [base.clone() for _ in range(6)]
+        bad[layer + 3 * (model == "b")][4, 5] = float("nan")
+        with pytest.raises(InputError, match=rf"features_{model}\[{layer}\]: NaN"):
+            cka(bad[:3], bad[3:], "triton")
 
 
 @pytest.mark.gpu

@@ -17,6 +17,7 @@ FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=15
 # rounding at the end.
 TOLERANCE = {torch.float64: 1e-13, torch.float32: 1e-5, torch.bfloat16: 3e-2, torch.float16: 4e-3}
 BACKENDS = ["native", "torch"]
+EVERYWHERE = [*BACKENDS, pytest.param("cuda", marks=pytest.mark.gpu)]
 Labels = list[torch.Tensor | None]
 
 
@@ -31,7 +32,8 @@ def laid_out(tensor: torch.Tensor, layout: str) -> torch.Tensor:
             .movedim(-1, min(1, tensor.ndim - 1))
         )
     if layout == "spaced":
-        room = torch.full([3 * size for size in tensor.shape], torch.nan, dtype=tensor.dtype)
+        shape = [3 * size for size in tensor.shape]
+        room = torch.full(shape, torch.nan, dtype=tensor.dtype, device=tensor.device)
         room[(slice(1, None, 3),) * tensor.ndim] = tensor
         return room[(slice(1, None, 3),) * tensor.ndim]
     return tensor
@@ -53,11 +55,13 @@ def filled(labels: Labels, size: int) -> list[torch.Tensor]:
     return [torch.arange(size) if x is None else x.long() for x in labels]
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("backend", EVERYWHERE)
 @FIXED
 @given(seed=st.integers(0, 2**31), data=st.data())
 def test_equals_dense_matrices(backend: str, seed: int, data: st.DataObject) -> None:
     rng = torch.Generator().manual_seed(seed)
+    device = "cuda" if backend == "cuda" else "cpu"
+    dtypes = [x for x in TOLERANCE if backend != "cuda" or x != torch.float64]
     parents = data.draw(st.integers(1, 4))
     # Few columns are walked together with the rows, many of them row by row.
     rows = data.draw(st.integers(1, 6))
@@ -75,7 +79,7 @@ def test_equals_dense_matrices(backend: str, seed: int, data: st.DataObject) -> 
         width = cols if identity else data.draw(st.sampled_from([0, 1, 7, 515]))
         shape = (height,) if trailing is None else (height, width, *trailing)
         weight = torch.randn(shape, generator=rng, dtype=torch.float64)
-        weight = weight.to(data.draw(st.sampled_from(list(TOLERANCE))))
+        weight = weight.to(device, data.draw(st.sampled_from(dtypes)))
         weights.append(laid_out(weight, data.draw(st.sampled_from([layout, "plain"]))))
         row_labels.append(None if identity else drawn_labels(data, rng, height, rows))
         col_labels.append(None if identity else drawn_labels(data, rng, width, cols))
@@ -85,11 +89,11 @@ def test_equals_dense_matrices(backend: str, seed: int, data: st.DataObject) -> 
     columns = None if trailing is None else col_labels
     threads = torch.get_num_threads()
     torch.set_num_threads(data.draw(st.integers(1, 3)))
-    result = project(weights, row_labels, columns, rows, cols, shares, backend, out_dtype)
+    result = project(weights, row_labels, columns, rows, cols, shares, backend, out_dtype).cpu()
     torch.set_num_threads(threads)
 
     expected = reference.project(
-        weights,
+        [None if weight is None else weight.cpu() for weight in weights],
         filled(row_labels, rows),
         None if trailing is None else filled(col_labels, cols),
         rows,
@@ -122,6 +126,13 @@ def test_average_is_over_members_of_all_parents() -> None:
     assert project([one, three], labels, None, 1, model_weights=[3, 1]).item() == pytest.approx(
         10 / 3
     )
+
+
+@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+def test_shares_are_float64(backend: str) -> None:
+    parents = [torch.tensor([x], dtype=torch.float64) for x in (1.0, 2.0)]
+    merged = project(parents, None, None, 1, model_weights=[0.1, 0.7], backend=backend)
+    assert merged.item() == pytest.approx((0.1 + 2 * 0.7) / (0.1 + 0.7), rel=1e-15)
 
 
 def test_absent_parent_counts_in_the_average_only() -> None:
@@ -171,7 +182,7 @@ SQUARE = torch.ones(2, 2)
 PAIR = torch.tensor([0, 1])
 
 
-@pytest.mark.parametrize("backend", [*BACKENDS, "reference"])
+@pytest.mark.parametrize("backend", [*EVERYWHERE, "reference"])
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -211,10 +222,12 @@ def test_rejects(change: dict[str, Any], message: str, backend: str) -> None:
         "cols": 2,
         **change,
     }
+    if backend == "cuda":
+        arguments["weights"] = [None if x is None else x.cuda() for x in arguments["weights"]]
     with pytest.raises(InputError, match=message):
         project(**arguments, backend=backend)
 
 
 def test_backend() -> None:
-    with pytest.raises(BackendError, match="project has no 'cuda'"):
+    with pytest.raises(BackendError, match="project cannot run on 'cuda'"):
         project([SQUARE], None, None, 2, 2, backend="cuda")
