@@ -1,12 +1,17 @@
 """Shared fixtures: the data folder, and skips that name their reason."""
 
 import os
+import sys
 import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
+from torch.utils._device import _device_constructors
+
+sys.path.insert(0, str(Path(__file__).parent))
+import other_device  # noqa: E402
 
 if not torch.cuda.is_available():
     # Triton kernels run in its interpreter then. Triton reads this when it is first imported, which
@@ -32,6 +37,16 @@ def data() -> Path:
     path = Path(folder)
     assert path.is_dir(), f"HETMERGE_DATA={folder} is not a folder"
     return path
+
+
+@pytest.fixture
+def elsewhere(monkeypatch: pytest.MonkeyPatch) -> torch.device:
+    """A device that is not the CPU: CUDA's, or where there is none that of `other_device`."""
+    if torch.cuda.is_available():
+        return torch.device("cuda", torch.cuda.current_device())
+    _device_constructors()  # takes note of torch's own functions
+    monkeypatch.setattr(torch, "tensor", other_device.placed(torch.tensor))
+    return other_device.device()
 
 
 @pytest.fixture(autouse=True)

@@ -28,17 +28,13 @@ INDEXED = {  # their second argument may be on the CPU
 
 @cache
 def device() -> torch.device:
-    """A CUDA device where there is one, else the one of this module, registered when first asked
-    for."""
-    if torch.cuda.is_available():
-        return torch.device("cuda", torch.cuda.current_device())
+    """The device; registered when first asked for."""
     backend_registration._setup_privateuseone_for_python_backend(NAME)
     LIBRARY.fallback(_made, KEY)
     for packet in (aten.eye, aten.arange):  # torch's own resize what they were given
         for overload in packet.overloads():
             if "out" not in overload:
                 ATEN.impl(getattr(packet, overload), _maker(getattr(packet, overload)), KEY)
-    torch.tensor = _placed(torch.tensor)
     return torch.device(NAME, 0)
 
 
@@ -55,7 +51,7 @@ def _maker(func: Any) -> Any:
     return lambda *args, **kwargs: _made(func, *args, **kwargs)
 
 
-def _placed(make: Any) -> Any:
+def placed(make: Any) -> Any:
     """torch.tensor, which does not let a backend in Python make its result."""
 
     def made(data: Any, *, device: Any = None, **kwargs: Any) -> Tensor:

@@ -8,11 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-sys.path[:0] = [
-    str(Path(__file__).parent),
-    str(Path(__file__).parents[1]),
-    str(Path(__file__).parents[1] / "merging"),
-]
+sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1] / "merging")]
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 tf = pytest.importorskip("transformers")

@@ -1,13 +1,13 @@
 """A merge on another device: what is written is what a merge on the CPU writes."""
 
+from pathlib import Path
+
 import pytest
 import torch
-from other_device import device
-from safetensors.torch import load_file
-from transformers import AutoModelForCausalLM
 
 import hetmerge as hm
 from hetmerge import halfway
+from hetmerge.sources import load_model
 
 CASES = [
     ("llama", {"match": "zip"}),
@@ -29,38 +29,41 @@ CASES = [
 
 
 @pytest.mark.parametrize(("family", "options"), CASES)
-def test_equal_to_the_cpu(parents, tmp_path, family, options):
+def test_equal_to_the_cpu(parents, tmp_path, elsewhere, family, options):
     _, folders, batches = parents(family)
     # What is not rounded while it is corrected agrees to more digits; a ViT converts its images.
     kind = torch.float32 if family == "vit" else torch.float64
     options = {**options, "dtype": kind, "out_dtype": kind, "progress": False}
     hm.merge_to(tmp_path / "here", folders, batches, **options)
-    hm.merge_to(tmp_path / "there", folders, batches, device=device(), **options)
-    here, there = (load_file(tmp_path / n / "model.safetensors") for n in ("here", "there"))
-    assert here.keys() == there.keys()
-    for name, tensor in here.items():
-        torch.testing.assert_close(there[name], tensor, rtol=1e-8, atol=1e-10)
+    hm.merge_to(tmp_path / "there", folders, batches, device=elsewhere, **options)
+    wanted, found = (outputs(tmp_path / name, batches, kind) for name in ("here", "there"))
+    # The norms of a Llama compute in float32.
+    assert (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+
+
+def outputs(folder: Path, batches: list, dtype: torch.dtype) -> torch.Tensor:
+    model = load_model(str(folder), dtype)
+    with torch.no_grad():
+        return torch.cat([model(**batch)[0].flatten() for batch in batches])
 
 
 def test_half_precision_is_near(parents, tmp_path):
     """Weights and activations are rounded to 9 bits each; pairs that hardly differ in how well they
     match, of which a zip makes many, may be other ones."""
     _, folders, batches = parents("llama")
-    outputs = []
+    found = []
     for kind in (torch.float32, torch.bfloat16):
         out = tmp_path / str(kind)
         options = {"match": "permute", "out_dtype": torch.float32, "progress": False}
-        hm.merge_to(out, folders, batches, dtype=kind, device=device(), **options)
-        model = AutoModelForCausalLM.from_pretrained(out).eval()
-        with torch.no_grad():
-            outputs.append(torch.cat([model(**batch).logits.flatten() for batch in batches]))
-    assert (outputs[0] - outputs[1]).norm() < 0.1 * outputs[0].norm()
+        hm.merge_to(out, folders, batches, dtype=kind, **options)
+        found.append(outputs(out, batches, torch.float32))
+    assert (found[0] - found[1]).norm() < 0.1 * found[0].norm()
 
 
 @pytest.mark.gpu
-def test_what_was_planned_goes_on_there(parents, tmp_path, monkeypatch):
+def test_what_was_planned_goes_on_there(parents, tmp_path, elsewhere, monkeypatch):
     _, folders, batches = parents("llama")
-    options = {"match": "zip", "refit": False, "device": device(), "progress": False}
+    options = {"match": "zip", "refit": False, "device": elsewhere, "progress": False}
     hm.merge_to(tmp_path / "straight", folders, batches, **options)
     monkeypatch.setattr(halfway, "EVERY", 0.0)
     taken = halfway.Halfway.passed
@@ -80,10 +83,10 @@ def test_what_was_planned_goes_on_there(parents, tmp_path, monkeypatch):
     assert files[0] == files[1]
 
 
-def test_models_on_two_devices_are_refused(parents):
+def test_models_on_two_devices_are_refused(parents, elsewhere):
     _, folders, batches = parents("llama")
     models = [
-        hm.open_checkpoint(f, device=d) for f, d in zip(folders, ("cpu", device()), strict=True)
+        hm.open_checkpoint(f, device=d) for f, d in zip(folders, ("cpu", elsewhere), strict=True)
     ]
     with pytest.raises(hm.InputError, match="models: are on cpu, .*; allowed: all of them on one"):
         hm.plan(models, batches)

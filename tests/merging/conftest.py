@@ -9,8 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-# `families` is a package beside these tests
-sys.path[:0] = [str(Path(__file__).parent), str(Path(__file__).parents[1])]
+sys.path.insert(0, str(Path(__file__).parent))  # `families` is a package beside these tests
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 from families.vision import randomise  # noqa: E402
