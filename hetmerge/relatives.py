@@ -1,4 +1,5 @@
-"""Parents in forms that can be merged: one family, groups of keys in all of them or in none."""
+"""Parents in forms that can be merged: one family, groups of keys in all of them or in none, tied
+tensors likewise."""
 
 from __future__ import annotations
 
@@ -10,6 +11,7 @@ from torch import nn
 from hetmerge.lazy import Checkpoint
 from hetmerge.regrouping import regrouped
 from hetmerge.restating import restated
+from hetmerge.untying import untied
 
 
 @dataclass(frozen=True)
@@ -26,6 +28,8 @@ def relatives(models: Sequence[nn.Module | Checkpoint]) -> Relatives:
     Raises:
         AlignmentError: classes with tensors of the same names make other functions of them.
     """
-    stated, notes = restated(models)
-    found, more = regrouped(stated)
-    return Relatives(found, (*notes, *more))
+    found, notes = list(models), list[str]()
+    for step in (restated, untied, regrouped):
+        found, more = step(found)
+        notes += more
+    return Relatives(found, tuple(notes))

@@ -44,6 +44,8 @@ class Stored:
         dtype: of its numbers, as stored.
         shape: its sizes.
         start, stop: its bytes in the shard, counted from the start of the file; row-major.
+        twin: name of a tensor that begins as these bytes and is changed apart from the one that
+            they are stored for.
     """
 
     path: Path
@@ -51,6 +53,7 @@ class Stored:
     shape: tuple[int, ...]
     start: int
     stop: int
+    twin: str = ""
 
 
 def shards_of(folder: str | Path) -> dict[str, Path]:

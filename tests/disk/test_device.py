@@ -37,8 +37,8 @@ def test_equal_to_the_cpu(parents, tmp_path, elsewhere, family, options):
     hm.merge_to(tmp_path / "here", folders, batches, **options)
     hm.merge_to(tmp_path / "there", folders, batches, device=elsewhere, **options)
     wanted, found = (outputs(tmp_path / name, batches, kind) for name in ("here", "there"))
-    # The norms of a Llama compute in float32.
-    assert (found - wanted).abs().max() <= 1e-6 * wanted.abs().max()
+    # The norms of a Llama compute in float32; a hundred roundings of 2^-24 follow one another.
+    assert (found - wanted).abs().max() <= 1e-5 * wanted.abs().max()
 
 
 def outputs(folder: Path, batches: list, dtype: torch.dtype) -> torch.Tensor:

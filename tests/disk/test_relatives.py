@@ -112,3 +112,38 @@ def test_what_configurations_say_differently_is_reported() -> None:
         "the parents' configurations differ in sliding_window (4096, No"
     )
     assert plan.notes[1].endswith("the merged model has those of models[0]")
+
+
+@pytest.mark.parametrize("tied", [0, 1])
+@pytest.mark.parametrize("match", ["zip", "select", "pca"])
+def test_tied_beside_untied(tmp_path, tied: int, match: str) -> None:
+    """A parent and what it becomes with the other's weight 0, in memory and from disk."""
+    parents = [
+        hf.lively(hf.llama(3, 32, 4, 2, tie_word_embeddings=tied == 0), 1).float(),
+        hf.lively(hf.llama(2, 48, 6, 2, tie_word_embeddings=tied == 1), 2).float(),
+    ]
+    batches = hf.tokens()
+    for i, model in enumerate(parents):
+        model.save_pretrained(tmp_path / str(i))
+    for heard in (0, 1):
+        options = {"match": match, "weights": [1 - heard, heard], "refit": False}
+        here = hm.merge(parents, batches, progress=False, **options)
+        assert "tied tensors, such as 'lm_head.weight', are taken as two" in here.report.notes[0]
+        out = tmp_path / f"out{heard}"
+        folders = [tmp_path / "0", tmp_path / "1"]
+        hm.merge_to(out, folders, batches, progress=False, **options)
+        there = tf.AutoModelForCausalLM.from_pretrained(out).eval()
+        assert there.config.tie_word_embeddings is False
+        wanted = logits(parents[heard], batches[0])
+        for model in (here.model, there):
+            apart = (logits(model, batches[0]) - wanted).abs().max()
+            assert apart < 1e-3 * wanted.std()
+
+
+def test_untying_leaves_a_parent_as_it_was() -> None:
+    tied, free = (hf.llama(2, 32, 4, 2, tie_word_embeddings=t) for t in (True, False))
+    stated = relatives([tied, free]).models[0]
+    with torch.no_grad():
+        stated.lm_head.weight.zero_()
+    assert bool(tied.lm_head.weight.any())
+    assert bool(stated.get_input_embeddings().weight.any())

@@ -64,4 +64,4 @@ def test_a_transformer(check, match):
     pretrained = pytest.importorskip("families.pretrained")
     found = [pretrained.llama(3, 32, 4, 2), pretrained.llama(2, 48, 6, 2)]
     models = [pretrained.lively(model, i + 1).double() for i, model in enumerate(found)]
-    check(models, pretrained.tokens(), 1e-6, match=match)  # its norms compute in float32
+    check(models, pretrained.tokens(), 1e-5, match=match)  # its norms compute in float32
