@@ -3,7 +3,8 @@
 #   benchmarks/gpu.sh OUTDIR
 # OUTDIR gets <device>.csv, roofline.png, configs/ and the log of each stage. Nothing is installed:
 # the build goes to a temporary folder. PYTHON names the interpreter (default python3); it needs
-# torch, triton, numpy, scipy, pybind11, setuptools, pytest, hypothesis and matplotlib.
+# torch, triton, numpy, scipy, pybind11, setuptools, pytest, hypothesis, matplotlib, safetensors, rich,
+# scikit-learn, pyyaml and transformers.
 # The exit status is 0 only if every stage succeeded; a failing one does not stop those after it.
 set -uo pipefail
 
@@ -36,11 +37,14 @@ stage() { # name, seconds, command...
 found="$("$python" -c 'import torch; print("%d%d" % torch.cuda.get_device_capability())' 2>/dev/null)"
 export HETMERGE_CUDA_ARCHS="${HETMERGE_CUDA_ARCHS:-${found:-90}}"
 
-stage build 100 "$python" -m pip install --quiet --no-index --no-build-isolation --no-deps \
+stage build 60 "$python" -m pip install --quiet --no-index --no-build-isolation --no-deps \
     --disable-pip-version-check --target "$site" .
-stage test 120 "$python" -m pytest tests/ops tests/kernels -m gpu -q -rs \
+stage test 110 "$python" -m pytest tests/ops tests/kernels -m gpu -q -rs \
     -o addopts=--import-mode=importlib -W ignore::pytest.PytestConfigWarning
-stage sweep 245 "$python" benchmarks/gpu_sweep.py "$out" --seconds 215
+# Merges of small networks here and on the CPU.
+stage merges 75 "$python" -m pytest tests/disk/test_device.py tests/merging/test_device.py -q -rs \
+    -o addopts=--import-mode=importlib -W ignore::pytest.PytestConfigWarning
+stage sweep 220 "$python" benchmarks/gpu_sweep.py "$out" --seconds 195
 
 if [[ ${#failed[@]} -gt 0 ]]; then
     echo "gpu.sh: failed: ${failed[*]}" >&2

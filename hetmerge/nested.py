@@ -57,12 +57,18 @@ def outer_similarity(similarity: Tensor, outer: Sequence[int], inner: Sequence[i
         [sum(outer), sum(outer)].
     """
     blocks = _blocks(outer, inner)
-    found = torch.eye(len(blocks), dtype=similarity.dtype)
+    found = torch.eye(len(blocks), dtype=similarity.dtype, device=similarity.device)
+    pairs: dict[tuple[int, int], list[tuple[int, int]]] = {}  # of equal sizes: solved together
     for i, a in enumerate(blocks):
         for j, b in enumerate(blocks[:i]):
-            score = similarity[a, b]
-            rows, cols = linear_sum_assignment(score)
-            found[i, j] = found[j, i] = score[rows, cols].mean()
+            pairs.setdefault((a.stop - a.start, b.stop - b.start), []).append((i, j))
+    for same in pairs.values():
+        scores = torch.stack([similarity[blocks[i], blocks[j]] for i, j in same])
+        rows, cols = linear_sum_assignment(scores)
+        each = torch.arange(len(same), device=scores.device)[:, None]
+        means = scores[each, rows, cols].mean(1)
+        i, j = torch.tensor(same, device=scores.device).T
+        found[i, j] = found[j, i] = means
     return found
 
 
