@@ -20,7 +20,7 @@ from hetmerge.network import release
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting
-from hetmerge.streams import Squares, whole_axes, whole_rows
+from hetmerge.streams import Squares, heads_inside, whole_axes, whole_rows
 from hetmerge.tracing.expr import located
 
 CHANCE_SAMPLES = 250  # inputs that tell what correlates by chance
@@ -77,7 +77,8 @@ def gather(
 
     Args:
         within: also between features of one parent.
-        whole: also of whole axes of heads, and how loud streams are, for orthogonal maps.
+        whole: also of whole axes of all heads, not only of those inside groups, and how loud
+            streams are, for orthogonal maps.
         halfway: of parents on disk, where what was seen is kept for a run that is stopped.
     """
     visits = visits_of(setting, whole)
@@ -117,7 +118,8 @@ def visits_of(setting: Setting, whole: bool = False) -> list[Visit]:
     nests = _nested_views(setting, views)
     visits = [Visit(view, space) for space, found in views.items() for view in found]
     visits += [Visit(view, nest[0], nest) for nest, found in nests.items() for view in found]
-    axes = whole_axes(setting) if whole else {}
+    kept = heads_inside(setting).values()
+    axes = {k: node for k, node in whole_axes(setting).items() if whole or k in kept}
     visits += [Visit(View(node, -1, ()), space, kind="axis") for space, node in axes.items()]
     return _in_order(setting, visits)
 
@@ -204,7 +206,7 @@ class _Gathering:
         if visit.kind == "axis":
             rows = whole_rows(setting, walkers, call, visit.view.node)
             if space not in found.axes:
-                found.axes[space] = Moments([x.shape[1] for x in rows])
+                found.axes[space] = Moments([x.shape[1] for x in rows], within=self.within)
             found.axes[space].update(*rows)
             return
         if visit.nest:

@@ -27,6 +27,7 @@ from hetmerge.principal import Directions, directions
 from hetmerge.rotations import Rotation
 from hetmerge.selecting import importance_of, keep, ranked, selection
 from hetmerge.setting import Setting
+from hetmerge.streams import heads_inside
 from hetmerge.tracing.expr import Leaf, Product
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
@@ -229,6 +230,8 @@ class Matcher:
                 return partition
         if nest := self._nest(space):
             return self._inside(space, nest, sizes, target)
+        if heads := self._heads(space, sizes, max(target, widest)):
+            return heads
         nests = [nest for nest in self.statistics.nested if nest[0] == space.index]
         if nests:
             return self._outer(space, nests, sizes, max(target, widest))
@@ -336,11 +339,26 @@ class Matcher:
         """The features inside groups and heads, anew in each that was matched."""
         together = similarity_of(self.statistics.nested[nest])
         outer = (nest[0], self.partitions[nest[0]])
-        partition, found = match_inside(self._labelling, space.name, together, sizes, outer, target)
+        partition, found = match_inside(
+            self._labelling, space.name, together, sizes, outer, target, self.options.match
+        )
         whole = {m: len(labels) for m, labels in found.items()}
         chance = self.statistics.chance.get(space.name)
         self.agreements[space.index] = agreement(together, whole, found, chance)
         return partition
+
+    def _heads(self, space: Space, sizes: dict[int, int], target: int) -> Partition | None:
+        """Heads inside groups meet one to one, anew in each cluster of groups, as their features
+        match best; None for other spaces, and where heads cannot be seen."""
+        group = heads_inside(self.setting).get(space.index, -1)
+        moments, groups = self.statistics.axes.get(group), self.partitions.get(group)
+        if moments is None or groups is None or not apart(self.setting, group, space.index):
+            return None
+        counts = [self.setting.width(m, group) * heads for m, heads in sizes.items()]
+        inner = [total // count for total, count in zip(moments.sizes, counts, strict=True)]
+        alike = outer_similarity(similarity_of(moments), counts, inner)
+        outer = (group, groups)
+        return match_inside(self._labelling, space.name, alike, sizes, outer, target, "permute")[0]
 
     def _nest(self, space: Space) -> tuple[int, int] | None:
         """(outer, inner) if the order of a space may differ in the units of an outer one."""

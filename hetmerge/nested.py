@@ -95,11 +95,13 @@ def match_inside(
     sizes: Mapping[int, int],
     outer: tuple[int, Partition],
     target: int,
+    match: str,
 ) -> tuple[Partition, dict[int, Tensor]]:
     """Match inner features anew in every cluster of outer units.
 
     Args:
         name: of the inner space.
+        match: how, as :meth:`Labelling.labels` takes it.
         similarity: [O, O] correlations of all parents' features, O = sum of outer * inner sizes.
         sizes: parent -> inner features.
         outer: the outer space and its partition.
@@ -118,9 +120,7 @@ def match_inside(
         here = (clusters == cluster).nonzero().flatten().tolist()
         at = torch.cat([torch.arange(blocks[i].start, blocks[i].stop) for i in here])
         own = [(owners[i], sizes[owners[i]]) for i in here]
-        count, labels = labelling.labels(
-            name, labelling.options.match, similarity[at][:, at], own, target
-        )
+        count, labels = labelling.labels(name, match, similarity[at][:, at], own, target)
         width = max(width, count)
         found.update(zip(here, labels, strict=True))
     inside = torch.arange(len(owners)).split([len(units.labels[m]) for m in sizes])

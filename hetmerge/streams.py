@@ -13,6 +13,21 @@ from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Leaf, Product
 
 
+def heads_inside(setting: Setting) -> dict[int, int]:
+    """Space of the heads inside groups -> space of the groups, where all heads can be seen and
+    some parent has more than one in a group."""
+    found = {}
+    for outer, node in whole_axes(setting).items():
+        expr = setting.skeleton.graph.values[node][-1]
+        inner = expr.parts[1] if isinstance(expr, Product) and len(expr.parts) > 2 else None
+        if isinstance(inner, Leaf) and setting.skeleton.graph.spaces[inner.space].free:
+            members = setting.members(inner.space)
+            same = members == setting.members(outer)
+            if same and max(setting.width(m, inner.space) for m in members) > 1:
+                found[inner.space] = outer
+    return found
+
+
 def whole_axes(setting: Setting) -> dict[int, str]:
     """Space of heads or groups -> the skeleton node where all of them are read."""
     found = {}

@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 from families import pretrained as hf
+from family_models import GROUPED
 
 import hetmerge as hm
 
@@ -13,10 +14,16 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "planted"))
 from disguise import disguised  # noqa: E402
 
 
+# Those norms compute in float32, where sums in another order differ.
+NEAR = {"gpt2": 1e-8, "llama": 1e-6, "phi3": 1e-6, "qwen2": 1e-6, "starcoder2": 1e-8}
+
+
 @pytest.mark.parametrize("match", ["permute", "zip"])
-def test_disguise(match: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("family", NEAR)
+def test_disguise(family: str, match: str, tmp_path: Path) -> None:
     batches = [{"input_ids": batch["input_ids"]} for batch in hf.tokens()]
-    model = hf.lively(hf.gpt2(2, 16), 3).double()
+    made = hf.gpt2(2, 16) if family == "gpt2" else GROUPED[family](2, 24, 6, 2)
+    model = hf.lively(made, 3).double()
     parents = [model, disguised(model, batches[0])]
     for i, parent in enumerate(parents):
         parent.save_pretrained(tmp_path / str(i))
@@ -30,4 +37,4 @@ def test_disguise(match: str, tmp_path: Path) -> None:
     assert all(torch.equal(tensor, state[name]) for name, tensor in inside.state_dict().items())
     with torch.no_grad():
         found, wanted = (m(**batches[1]).logits for m in (merged, model))
-    assert (found - wanted).abs().max() / wanted.abs().max() < 1e-8
+    assert (found - wanted).abs().max() / wanted.abs().max() < NEAR[family]

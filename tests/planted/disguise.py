@@ -9,26 +9,15 @@ import torch
 from torch import Tensor, nn
 
 import hetmerge as hm
-from hetmerge.tracing.expr import Product
 
 
 def disguised(model: nn.Module, inputs: dict[str, Tensor], seed: int = 4) -> nn.Module:
-    """Every space that zip and permute match by activations in another order.
-
-    The heads inside a group of grouped-query attention are out: they meet by position (match="pca"
-    keeps them whole). Inside every head or group the order is another one.
-    """
+    """Every space in another order; inside every head or group in one of its own."""
     graph = hm.trace(model, (), inputs)
-    inside = {
-        expr.parts[1].space
-        for exprs in graph.tensors.values()
-        for expr in exprs
-        if isinstance(expr, Product) and len(expr.parts) > 2
-    }
     random = torch.Generator().manual_seed(seed)
     orders = {}
     for space in graph.spaces:
-        if space.free and space.index not in inside:
+        if space.free:
             sizes = [graph.spaces[k].size for k in space.structure]
             count = math.prod(sizes)
             rows = [torch.randperm(space.size, generator=random) for _ in range(count)]
