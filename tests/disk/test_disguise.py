@@ -13,7 +13,6 @@ import hetmerge as hm
 sys.path.insert(0, str(Path(__file__).parents[1] / "planted"))
 from disguise import disguised  # noqa: E402
 
-
 # Those norms compute in float32, where sums in another order differ.
 NEAR = {"gpt2": 1e-8, "llama": 1e-6, "phi3": 1e-6, "qwen2": 1e-6, "starcoder2": 1e-8}
 

@@ -26,6 +26,7 @@ from hetmerge.kernels.tuning import CONFIGS
 from hetmerge.ops.operand import columns_last, patches
 
 ARCHS = (80, 90, 100)
+MEASURED = {"NVIDIA_H200": 90}  # devices with tables of their own
 TYPES = {
     torch.float64: "fp64",
     torch.float32: "fp32",
@@ -106,16 +107,20 @@ def compile_for(kernel: Any, launch: dict[str, Any], arch: int) -> dict[str, Any
 
 
 def launches() -> Iterator[tuple[str, Any, dict[str, Any]]]:
-    """Name, kernel and arguments of what every committed config leads to, and of every layout."""
-    entries = {
-        (op, json.dumps(entry)): entry
+    """Name, kernel and arguments of what every committed config leads to, and of every layout.
+
+    The name of a config that was measured on a device begins with the device's.
+    """
+    entries = [
+        (op, path.stem.partition("device=")[2], entry)
         for op in ("moments", "project", "similarity")
         for path in sorted(CONFIGS.glob(f"{op},device=*.json"))
         for entry in json.loads(path.read_text())
-    }
-    for (op, _), entry in entries.items():
+    ]
+    for op, device, entry in entries:
         config = entry["config"]
-        name = " ".join([op, entry["dtype"], str(entry["size"]), *map(str, config.values())])
+        words = [op, entry["dtype"], entry["size"], *config.values()]
+        name = " ".join(map(str, words if device == "default" else [device, *words]))
         dtype = torch.float32 if entry["dtype"] == "float32" else torch.bfloat16
         if op == "moments":
             for samples in (64, 4096):
@@ -182,15 +187,16 @@ def main() -> None:
     """One JSON line per distinct launch and architecture."""
     seen = set()
     for name, kernel, launch in launches():
-        key = source_of(kernel, launch["bound"]).hash() + str(launch["options"])
-        if key in seen:
-            continue
-        seen.add(key)
-        named = {"name": name, "kernel": kernel.fn.__name__}
+        source = source_of(kernel, launch["bound"]).hash() + str(launch["options"])
+        measured = MEASURED.get(name.partition(" ")[0])
         constants = {k: str(v) for k, v in launch["bound"].items() if k.isupper()}
-        for arch in ARCHS:
+        named = {"name": name, "kernel": kernel.fn.__name__, "constants": constants}
+        for arch in [measured] if measured else ARCHS:
+            if (key := (source, arch, measured)) in seen:
+                continue
+            seen.add(key)
             found = compile_for(kernel, launch, arch)
-            result = {**named, "arch": arch, **found, "constants": constants}
+            result = {**named, "arch": arch, "measured": measured is not None, **found}
             sys.stdout.write(json.dumps(result) + "\n")
 
 

@@ -74,7 +74,9 @@ def test_spills(compiled: Results) -> None:
     for result in compiled:
         assert result["spills"] is not None, result
         difficult = result["name"].startswith(("moments columns", "moments patches", "project"))
-        assert result["spills"] <= (MOST_SPILLED if difficult else 0), result
+        # What was the fastest of all on a device may spill a little.
+        allowed = MOST_SPILLED if difficult or result["measured"] else 0
+        assert result["spills"] <= allowed, result
 
 
 def test_float32_never_falls_back_to_single_tf32(compiled: Results) -> None:
