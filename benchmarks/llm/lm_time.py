@@ -13,6 +13,7 @@ import argparse
 import csv
 import functools
 import shutil
+import signal
 import sys
 import time
 from collections.abc import Callable
@@ -110,17 +111,21 @@ def main() -> None:
     for stage, found in STAGES.items():
         for owner, name in found:
             clock.watch(stage, owner, name)
-    result = hm.merge_to(
-        out,
-        folders,
-        batches(chosen.tokens, chosen.batch),
-        match=chosen.match,
-        refit=not chosen.no_refit,
-        device=chosen.device,
-        dtype=getattr(torch, chosen.dtype),
-        progress=False,
-    )
-    clock.tick()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit("stopped"))
+    try:
+        hm.merge_to(
+            out,
+            folders,
+            batches(chosen.tokens, chosen.batch),
+            match=chosen.match,
+            refit=not chosen.no_refit,
+            device=chosen.device,
+            dtype=getattr(torch, chosen.dtype),
+            progress=False,
+        )
+    finally:  # also of a run that is stopped
+        clock.tick()
+        OUT.print({stage: round(seconds, 2) for stage, seconds in clock.seconds.items()})
     cuda = chosen.device != "cpu"
     row = {
         "shapes": "+".join(names),
@@ -136,7 +141,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "commit": lines.code_commit("benchmarks/llm"),
     }
-    OUT.print(row, result.report.seconds)
+    OUT.print(row)
     fresh = not RESULTS.exists()
     with RESULTS.open("a", newline="") as file:
         table = csv.DictWriter(file, list(row))
