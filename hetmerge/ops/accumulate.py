@@ -94,7 +94,7 @@ class TritonAccumulator:
             found = state.pivot, torch.zeros_like(state.sums)
         else:
             found = launch_sums(self.operands, None if state.unset() else state.pivot)
-        fit = torch.isfinite(found[1][1])
+        fit = found[1][1] < math.inf  # a sum of squares: only NaN is not comparable
         finite = torch.stack([part.all() for part in fit.split(self.sizes)])
         return Sums(count, finite, *found)
 

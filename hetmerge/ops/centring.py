@@ -60,9 +60,14 @@ class Sums:
 
 def variance_of(count: int, sums: Tensor) -> Tensor:
     """[O] population variance, exactly 0 where it is lost in the rounding of the squares."""
+    return mean_and_variance(count, sums)[1]
+
+
+def mean_and_variance(count: int, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """[O] of x - p; the variance as in :func:`variance_of`."""
     mean, power = sums / count
     found = power - mean.square()
-    return torch.where(found > ROUNDING * power, found, 0.0)
+    return mean, torch.where(found > ROUNDING * power, found, 0.0)
 
 
 def shift_sums(count: int, sums: Tensor, shift: Tensor) -> None:
@@ -87,8 +92,7 @@ def shift_products(kept: Sequence[Block], count: int, total: Tensor, shift: Tens
 def spread(state: State, found: Sums) -> tuple[Tensor, Tensor]:
     """[O] mean and variance of x - found.shift over all samples, those of the batch included."""
     together = int(state.count) + found.count
-    sums = state.sums + found.values
-    return sums[0] / together, variance_of(together, sums)
+    return mean_and_variance(together, state.sums + found.values)
 
 
 def is_far(mean: Tensor, variance: Tensor) -> Tensor:
