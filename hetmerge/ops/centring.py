@@ -47,13 +47,14 @@ class Sums:
 
     Attributes:
         count: samples.
-        finite: [parents] bool: no counted value is NaN or infinite.
+        finite: [parents] bool: no counted value is NaN or infinite; None: the backend's judge
+            reads that off the values.
         shift: [O] float64.
         values: [2, O] float64: the sums of x - shift and of its square.
     """
 
     count: int
-    finite: Tensor
+    finite: Tensor | None
     shift: Tensor
     values: Tensor
 
@@ -98,6 +99,17 @@ def spread(state: State, found: Sums) -> tuple[Tensor, Tensor]:
 def is_far(mean: Tensor, variance: Tensor) -> Tensor:
     """[O] whether a pivot from which x deviates by ``mean`` should move."""
     return mean.square() > FAR**2 * variance
+
+
+def judge(state: State, found: Sums) -> tuple[list[bool], bool]:
+    """What the host has to know before it adds a batch: which parents are finite; a pivot is far.
+
+    The only wait for the device.
+    """
+    assert found.finite is not None
+    far = is_far(*spread(state, found)).any()
+    *finite, moves = torch.cat([found.finite, far[None]]).tolist()
+    return finite, moves
 
 
 def best_pivot(mean: Tensor, variance: Tensor, dtypes: set[torch.dtype]) -> Tensor:
