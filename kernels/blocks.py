@@ -70,8 +70,8 @@ def blocks_of(operands: Sequence[Operand], height: int) -> Numbers:
         first, size = operand.tensor.data_ptr(), operand.tensor.element_size()
         samples = operand.sample_stride
         table[:, 0] = first if step is None else first + local * (step * size)
-        table[:, 1] = operand.samples.data_ptr() if samples is None else samples
-        table[:, 2] = operand.features.data_ptr() + 8 * local if step is None else step
+        table[:, 1] = operand.sample_table.data_ptr() if samples is None else samples
+        table[:, 2] = operand.feature_table.data_ptr() + 8 * local if step is None else step
         table[:, 3] = np.minimum(height, width - local)
         table[:, 4] = start + local
         tables.append(table)

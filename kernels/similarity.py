@@ -153,7 +153,7 @@ def launch_grams(features: Sequence[Tensor], config: Config | None = None) -> Te
     return grams
 
 
-def launch_centre(grams: Tensor) -> Tensor:
+def launch_centre(grams: Tensor, out: Tensor | None = None) -> Tensor:
     """U-centring: the scalar products of its results are n (n - 3) times unbiased HSIC.
 
     Zero diagonal; with m_i = sum over j != i of K_ij / (n - 2) every other entry loses m_i + m_j
@@ -161,13 +161,15 @@ def launch_centre(grams: Tensor) -> Tensor:
 
     Args:
         grams: [layers, n, n] float32, symmetric, contiguous, n >= 4.
+        out: contiguous, of the shape and type of what is returned; made where it is None.
 
     Returns:
         [layers, n, n] float64, symmetric bit by bit.
     """
     layers, samples = grams.shape[:2]
     means = grams.new_empty(layers, samples, dtype=torch.float64)
-    out = torch.empty_like(grams, dtype=torch.float64)
+    if out is None:
+        out = torch.empty_like(grams, dtype=torch.float64)
     grid = (triton.cdiv(samples, 16), layers)
     mean_kernel[grid](grams, means, samples, BR=16, BC=128)
     centre_kernel[grid](grams, means, out, samples, BR=16, BC=128)

@@ -24,11 +24,13 @@ from hetmerge.kernels.blocks import (
     widths_of,
 )
 from hetmerge.kernels.tuning import multiprocessors
+from hetmerge.ops.centring import FAR, ROUNDING
 from hetmerge.ops.operand import Operand
 
 WIDTH, SAMPLES = 64, 32  # of the block that a program reads at a time
 MIN_SHARE = 256  # samples per program
 PROGRAMS = 8  # per multiprocessor
+JUDGED = 256  # features per program
 
 
 @triton.jit
@@ -73,6 +75,52 @@ def sums_kernel(
     p_sum = p_sums + i_split.to(tl.int64) * 2 * width + o_d
     tl.store(p_sum, tl.sum(b_sum, 0), mask=m_x)
     tl.store(p_sum + width, tl.sum(b_power, 0), mask=m_x)
+
+
+@triton.jit(do_not_specialize=["count"])
+def judge_kernel(
+    p_before,  # [2, width] float64
+    p_found,  # [2, width] float64
+    p_flags,  # [width] int8
+    width,
+    count,
+    FAR: tl.constexpr,
+    ROUNDING: tl.constexpr,
+    BD: tl.constexpr,
+):
+    o_d = tl.program_id(0) * BD + tl.arange(0, BD)
+    m_d = o_d < width
+    b_power = tl.load(p_found + width + o_d, mask=m_d, other=0.0)
+    b_finite = b_power < float("inf")
+    b_mean = tl.load(p_before + o_d, mask=m_d, other=0.0)
+    b_mean += tl.load(p_found + o_d, mask=m_d, other=0.0)
+    b_power += tl.load(p_before + width + o_d, mask=m_d, other=0.0)
+    b_mean /= count.to(tl.float64)
+    b_power /= count.to(tl.float64)
+    b_square = b_mean * b_mean
+    b_variance = b_power - b_square
+    b_variance = tl.where(b_variance > ROUNDING * b_power, b_variance, 0.0)
+    b_far = b_square > FAR * FAR * b_variance
+    tl.store(p_flags + o_d, b_finite.to(tl.int8) + 2 * b_far.to(tl.int8), mask=m_d)
+
+
+def launch_judge(before: Tensor, found: Tensor, count: int) -> Tensor:
+    """What the host has to know before it adds ``found`` to ``before``, sums as of launch_sums.
+
+    Args:
+        before, found: [2, O] float64, contiguous.
+        count: samples of both together, >= 1.
+
+    Returns:
+        [O] int8: 1 where the found values are finite, plus 2 where is_far of ops/centring.py.
+    """
+    width = found.shape[1]
+    flags = torch.empty(width, dtype=torch.int8, device=found.device)
+    if width:
+        judge_kernel[(triton.cdiv(width, JUDGED),)](
+            before, found, flags, width, count, FAR=FAR, ROUNDING=ROUNDING, BD=JUDGED
+        )
+    return flags
 
 
 def launch_sums(operands: Sequence[Operand], shift: Tensor | None) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hetmerge.ops import native
 from hetmerge.ops.backend import available, choose
-from hetmerge.ops.centring import FAR, State, Sums
+from hetmerge.ops.centring import FAR, State, Sums, judge
 from hetmerge.ops.operand import columns_last
 from hetmerge.ops.panels import blocks, spans
 
@@ -41,6 +41,8 @@ class Samples:
 
 class TorchAccumulator:
     """Any device: chunks of samples gathered, centred and multiplied block by block."""
+
+    judge = staticmethod(judge)
 
     def __init__(self, samples: Samples) -> None:
         self.samples = samples
@@ -94,9 +96,15 @@ class TritonAccumulator:
             found = state.pivot, torch.zeros_like(state.sums)
         else:
             found = launch_sums(self.operands, None if state.unset() else state.pivot)
-        fit = torch.isfinite(found[1][1])
-        finite = torch.stack([part.all() for part in fit.split(self.sizes)])
-        return Sums(count, finite, *found)
+        return Sums(count, None, *found)
+
+    def judge(self, state: State, found: Sums) -> tuple[list[bool], bool]:
+        from hetmerge.kernels.sums import launch_judge
+
+        count = int(state.count) + found.count
+        flags = launch_judge(state.sums, found.values, count).cpu()
+        finite = [bool((part & 1).all()) for part in flags.split(self.sizes)]
+        return finite, bool((flags > 1).any())
 
     def add(self, rows: Tensor, product: Tensor, within: bool) -> None:
         from hetmerge.kernels.moments import launch_cross, launch_moments
@@ -114,6 +122,8 @@ class TritonAccumulator:
 
 class NativeAccumulator:
     """CPU: csrc/moments.h."""
+
+    judge = staticmethod(judge)
 
     def __init__(self, samples: Samples) -> None:
         from hetmerge import _native

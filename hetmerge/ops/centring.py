@@ -47,22 +47,28 @@ class Sums:
 
     Attributes:
         count: samples.
-        finite: [parents] bool: no counted value is NaN or infinite.
+        finite: [parents] bool: no counted value is NaN or infinite; None: the backend's judge
+            reads that off the values.
         shift: [O] float64.
         values: [2, O] float64: the sums of x - shift and of its square.
     """
 
     count: int
-    finite: Tensor
+    finite: Tensor | None
     shift: Tensor
     values: Tensor
 
 
 def variance_of(count: int, sums: Tensor) -> Tensor:
     """[O] population variance, exactly 0 where it is lost in the rounding of the squares."""
+    return mean_and_variance(count, sums)[1]
+
+
+def mean_and_variance(count: int, sums: Tensor) -> tuple[Tensor, Tensor]:
+    """[O] of x - p; the variance as in :func:`variance_of`."""
     mean, power = sums / count
     found = power - mean.square()
-    return torch.where(found > ROUNDING * power, found, 0.0)
+    return mean, torch.where(found > ROUNDING * power, found, 0.0)
 
 
 def shift_sums(count: int, sums: Tensor, shift: Tensor) -> None:
@@ -87,13 +93,23 @@ def shift_products(kept: Sequence[Block], count: int, total: Tensor, shift: Tens
 def spread(state: State, found: Sums) -> tuple[Tensor, Tensor]:
     """[O] mean and variance of x - found.shift over all samples, those of the batch included."""
     together = int(state.count) + found.count
-    sums = state.sums + found.values
-    return sums[0] / together, variance_of(together, sums)
+    return mean_and_variance(together, state.sums + found.values)
 
 
 def is_far(mean: Tensor, variance: Tensor) -> Tensor:
     """[O] whether a pivot from which x deviates by ``mean`` should move."""
     return mean.square() > FAR**2 * variance
+
+
+def judge(state: State, found: Sums) -> tuple[list[bool], bool]:
+    """What the host has to know before it adds a batch: which parents are finite; a pivot is far.
+
+    The only wait for the device.
+    """
+    assert found.finite is not None
+    far = is_far(*spread(state, found)).any()
+    *finite, moves = torch.cat([found.finite, far[None]]).tolist()
+    return finite, moves
 
 
 def best_pivot(mean: Tensor, variance: Tensor, dtypes: set[torch.dtype]) -> Tensor:

@@ -314,10 +314,7 @@ def _update(
     if found is not None:
         if found.count == 0:
             return
-        mean, variance = spread(state, found)
-        far = is_far(mean, variance)
-        # The only wait for the device: nothing may be added before the host knows.
-        *finite, moves = torch.cat([found.finite, far.any()[None]]).tolist()
+        finite, moves = batch.judge(state, found)
         if not all(finite):
             raise InputError(
                 f"features of parent {finite.index(False)}: NaN or infinite values, "
@@ -325,6 +322,8 @@ def _update(
             )
         before, unset = int(count), state.unset()
         if moves or unset:
+            mean, variance = spread(state, found)
+            far = is_far(mean, variance)
             best = best_pivot(found.shift + mean, variance, {x.dtype for x in features})
             pivot = best if unset else torch.where(far, best, found.shift)
             shift = found.shift - pivot

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
+
+Offsets = Tensor | range
 
 
 @dataclass(frozen=True, eq=False)
@@ -19,23 +22,31 @@ class Operand:
 
     Attributes:
         tensor: any strides, floating point.
-        samples: [n] int64, on the device of the tensor.
-        features: [d] int64, likewise.
+        samples: [n] int64 on the device of the tensor, or a range: written out only when needed.
+        features: [d], likewise.
         sample_stride, feature_stride: the constant step of ``samples`` and ``features`` if they
             begin at 0 and have one, else None.
     """
 
     tensor: Tensor
-    samples: Tensor
-    features: Tensor
+    samples: Offsets
+    features: Offsets
     sample_stride: int | None
     feature_stride: int | None
 
     def rows(self, begin: int, end: int) -> Operand:
         """The samples [begin, end) alone."""
         stride = self.sample_stride if begin == 0 else None
-        samples = self.samples[begin:end]
+        samples = self.sample_table[begin:end]
         return Operand(self.tensor, samples, self.features, stride, self.feature_stride)
+
+    @cached_property
+    def sample_table(self) -> Tensor:
+        return _table(self.samples, self.tensor.device)
+
+    @cached_property
+    def feature_table(self) -> Tensor:
+        return _table(self.features, self.tensor.device)
 
     def dense(self) -> Tensor:
         """The matrix itself, [n, d], gathered."""
@@ -43,7 +54,7 @@ class Operand:
             (n - 1) * s for n, s in zip(self.tensor.shape, self.tensor.stride(), strict=True)
         )
         flat = self.tensor.as_strided((max(last, 0) if self.tensor.numel() else 0,), (1,))
-        return flat[self.samples[:, None] + self.features[None, :]]
+        return flat[self.sample_table[:, None] + self.feature_table[None, :]]
 
 
 def constant(value: Tensor, samples: int) -> Operand:
@@ -57,10 +68,10 @@ def columns_last(view: Tensor, mask: Tensor | None = None) -> Operand:
     *shape, width = view.shape
     *strides, step = view.stride()
     device = view.device
-    features = torch.arange(width, device=device) * step
+    features = _steps(width, step, device)
     if mask is None and _collapses(shape, strides):
         stride = strides[-1] if strides else 1
-        samples = torch.arange(math.prod(shape), device=device) * stride
+        samples = _steps(math.prod(shape), stride, device)
         return Operand(view, samples, features, stride, step)
     samples = _offsets(shape, strides, device)
     if mask is not None:
@@ -107,6 +118,18 @@ def patches(
     planes = torch.arange(padded.shape[1], device=device) * channels
     features = (planes[:, None] + window[None, :]).reshape(groups, -1)
     return [Operand(padded, samples, found, None, None) for found in features]
+
+
+def _steps(count: int, step: int, device: torch.device) -> Offsets:
+    if step == 0:  # which no range has
+        return torch.zeros(count, dtype=torch.int64, device=device)
+    return range(0, count * step, step)
+
+
+def _table(offsets: Offsets, device: torch.device) -> Tensor:
+    if isinstance(offsets, Tensor):
+        return offsets
+    return torch.arange(offsets.start, offsets.stop, offsets.step, device=device)
 
 
 def _collapses(shape: Sequence[int], strides: Sequence[int]) -> bool:

@@ -63,7 +63,7 @@ def cross(left: Sequence[Operand], right: Sequence[Operand], backend: str = "aut
 
 
 def _views(operand: Operand) -> tuple[native.View, native.View, native.View]:
-    offsets = native.view(operand.samples), native.view(operand.features)
+    offsets = native.view(operand.sample_table), native.view(operand.feature_table)
     return (native.view(operand.tensor), *offsets)
 
 

@@ -178,9 +178,9 @@ def _native_products(
 def _products(grams_a: Tensor, grams_b: Tensor, divisor: int) -> tuple[Tensor, Tensor, Tensor]:
     """As :func:`_native_products`, where a matrix product need not round like a sum."""
     cross = grams_a @ grams_b.T
-    self_a, self_b = (torch.bmm(x[:, None], x[:, :, None]).flatten() for x in (grams_a, grams_b))
+    self_a, self_b = (x.square().sum(1) for x in (grams_a, grams_b))
     near = cross >= (1 - 1e-9) * torch.maximum(self_a[:, None], self_b)
-    for i, j in near.nonzero().tolist():
+    for i, j in near.cpu().nonzero().tolist():
         if torch.equal(grams_a[i], grams_b[j]):
             cross[i, j] = self_a[i] = self_b[j]
     return cross.div_(divisor), self_a.div_(divisor), self_b.div_(divisor)
@@ -248,7 +248,10 @@ def _fill_triton(grams: Tensor, flat: Sequence[Tensor], held: Sequence[int]) -> 
     from hetmerge.kernels.similarity import launch_centre, launch_grams
 
     found = launch_grams([flat[k] for k in held])
-    grams[held] = launch_centre(found)
+    if len(held) == len(flat):
+        launch_centre(found, grams)
+    else:
+        grams[held] = launch_centre(found)
     return _longest(found)
 
 

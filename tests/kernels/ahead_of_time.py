@@ -33,6 +33,7 @@ TYPES = {
     torch.float16: "fp16",
     torch.bfloat16: "bf16",
     torch.int64: "i64",
+    torch.int8: "i8",
     torch.int32: "i32",
 }
 
@@ -156,6 +157,8 @@ def moments_of(operands: Any, config: Any, name: str) -> Iterator[tuple[str, Any
     with recording(sums) as added:
         for shift in (None, double[:width]):
             sums.launch_sums(operands, shift)
+        both = torch.zeros(2, width, dtype=torch.float64)
+        sums.launch_judge(both, both, 2)
     for kernel, launch in found + added:
         yield name, kernel, launch
 

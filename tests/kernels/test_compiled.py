@@ -43,6 +43,7 @@ def test_every_kernel_for_every_architecture(compiled: Results) -> None:
         "entry_kernel",
         "gather_kernel",
         "gram_kernel",
+        "judge_kernel",
         "mean_kernel",
         "product_kernel",
         "rank_kernel",

@@ -13,7 +13,9 @@ from torch import Tensor
 
 from hetmerge.errors import BackendError, InputError
 from hetmerge.kernels import launch_sums
+from hetmerge.kernels.sums import launch_judge
 from hetmerge.ops import Moments
+from hetmerge.ops.centring import is_far, mean_and_variance
 from hetmerge.ops.operand import Operand, columns_last
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=40)
@@ -124,3 +126,18 @@ def test_float64_features_are_left_to_torch() -> None:
     assert Moments([3]).update(x).count == 4
     nothing = torch.zeros(4, dtype=torch.bool)
     assert Moments([3], backend="triton").update(x.float(), mask=nothing).count == 0
+
+
+@pytest.mark.parametrize("count", [1, 7])
+def test_judges_as_torch_does(count: int) -> None:
+    rng = torch.Generator().manual_seed(0)
+    means = 20 * torch.rand(600, generator=rng).double()
+    found = torch.stack([means, means.square() + torch.rand(600, generator=rng)]).to(DEVICE) * count
+    found[1, ::7], found[1, ::11] = float("inf"), float("nan")
+    before = torch.ones_like(found)
+    flags = launch_judge(before, found, count)
+    finite = found[1].isfinite()
+    assert torch.equal(flags % 2 == 1, finite)
+    far = is_far(*mean_and_variance(count, before + found))
+    assert torch.equal((flags > 1)[finite], far[finite])
+    assert 0 < int(far[finite].sum()) < int(finite.sum())

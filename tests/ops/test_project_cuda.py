@@ -56,6 +56,20 @@ def test_lengths_of_rows(dtype: torch.dtype, width: int) -> None:
 
 
 @pytest.mark.parametrize("dtype", list(RTOL), ids=str)
+@pytest.mark.parametrize("width", [100, 4096, 14336])
+def test_columns_that_stay(dtype: torch.dtype, width: int) -> None:
+    """Of one parent, read past shared memory; the other's are gathered before or after."""
+    out = (50, width)
+    weights, rows, cols = draw([(60, width), (40, width)], out, dtype)
+    for parent in (0, 1):
+        labels = [*cols]
+        labels[parent] = torch.arange(width, device="cuda")
+        found = check(weights, rows, labels, out)
+        given = [None if m == parent else x for m, x in enumerate(labels)]
+        assert torch.equal(found, project(weights, rows, given, *out, backend="cuda"))
+
+
+@pytest.mark.parametrize("dtype", list(RTOL), ids=str)
 def test_kernels_of_convolutions(dtype: torch.dtype) -> None:
     out = (64, 600)
     weights, rows, cols = draw([(60, 512, 3, 3), (70, 256, 3, 3)], out, dtype)
