@@ -87,6 +87,18 @@ void copy(V* target, const std::vector<V>& values, cudaStream_t stream) {
                             cudaMemcpyHostToDevice, stream));
 }
 
+// Pieces of so many entries that cover a row.
+int pieces(int length, int piece) {
+    return static_cast<int>((static_cast<Index>(length) + piece - 1) / piece);
+}
+
+// One block for every piece of every row; in one dimension of the grid, the only long one.
+unsigned blocks_for(const View& out, int parts) {
+    const Index blocks = out.shape[0] * parts;
+    if (blocks > 0x7fffffff) throw std::runtime_error("the result has too many rows");
+    return static_cast<unsigned>(blocks);
+}
+
 // `longest`: entries of the longest row of a parent.
 template <class Out, int kGroups>
 void launch_staged(const Source* sources, int parents, const View& out, int longest, int most,
@@ -95,13 +107,12 @@ void launch_staged(const Source* sources, int parents, const View& out, int long
     const int length = static_cast<int>(out.shape[1]) * inner, held = kGroups * kGroup;
     const int warps = (std::max(length, longest) / held + kWarp - 1) / kWarp;
     const int threads = std::clamp(warps * kWarp, kFewThreads, kMostThreads);
-    const int part = threads * held;
-    const dim3 grid(static_cast<unsigned>(out.shape[0]),
-                    static_cast<unsigned>((length + part - 1) / part));
+    const int parts = pieces(length, threads * held);
     const bool wide = out.address % 16 == 0 && length % kGroup == 0;
     allow_shared(row_kernel<Out, kGroups>, most);
-    row_kernel<Out, kGroups><<<grid, threads, 4 * static_cast<std::size_t>(longest), stream>>>(
-        sources, parents, out.data<Out>(), length, inner, wide);
+    row_kernel<Out, kGroups>
+        <<<blocks_for(out, parts), threads, 4 * static_cast<std::size_t>(longest), stream>>>(
+            sources, parents, out.data<Out>(), length, inner, parts, wide);
 }
 
 template <class Out>
@@ -110,10 +121,9 @@ void launch_rows(const Source* sources, int parents, const View& out, int longes
     const int inner = static_cast<int>(out.shape[2]);
     const int length = static_cast<int>(out.shape[1]) * inner;
     if (4 * static_cast<Index>(longest) > most) {
-        const dim3 grid(static_cast<unsigned>(out.shape[0]),
-                        static_cast<unsigned>((length + kThreads - 1) / kThreads));
-        entry_kernel<Out>
-            <<<grid, kThreads, 0, stream>>>(sources, parents, out.data<Out>(), length, inner);
+        const int parts = pieces(length, kThreads);
+        entry_kernel<Out><<<blocks_for(out, parts), kThreads, 0, stream>>>(
+            sources, parents, out.data<Out>(), length, inner, parts);
     } else if (length <= 2 * kGroup * kMostThreads) {
         launch_staged<Out, 2>(sources, parents, out, longest, most, stream);
     } else {

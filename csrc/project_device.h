@@ -245,13 +245,14 @@ __device__ void store(const float* total, int count, bool wide, Out* out) {
 // Shared memory holds the row of one parent at a time.
 template <class Out, int kGroups>
 __global__ void __launch_bounds__(kMostThreads, 2)
-    row_kernel(const Source* sources, int parents, Out* out, int length, int inner, bool wide) {
+    row_kernel(const Source* sources, int parents, Out* out, int length, int inner, int parts,
+               bool wide) {
     extern __shared__ float4 staging[];
     float* sums = reinterpret_cast<float*>(staging);
-    const std::int64_t row = blockIdx.x;
+    const std::int64_t row = blockIdx.x / parts;
+    const int part = static_cast<int>(blockIdx.x % parts);
     const int step = static_cast<int>(blockDim.x) * kGroup;
-    const int first =
-        static_cast<int>(blockIdx.y) * step * kGroups + static_cast<int>(threadIdx.x) * kGroup;
+    const int first = part * step * kGroups + static_cast<int>(threadIdx.x) * kGroup;
     float total[kGroups * kGroup] = {};
     each_parent(sources, parents, row, inner, [&](const Rows& rows) {
         const List& cols = rows.source.cols;
@@ -289,9 +290,10 @@ __global__ void __launch_bounds__(kMostThreads, 2)
 // Rows that shared memory does not hold: one entry per thread, each from its own member entries.
 template <class Out>
 __global__ void __launch_bounds__(kThreads)
-    entry_kernel(const Source* sources, int parents, Out* out, int length, int inner) {
-    const std::int64_t row = blockIdx.x;
-    const int e = static_cast<int>(blockIdx.y) * kThreads + static_cast<int>(threadIdx.x);
+    entry_kernel(const Source* sources, int parents, Out* out, int length, int inner, int parts) {
+    const std::int64_t row = blockIdx.x / parts;
+    const int part = static_cast<int>(blockIdx.x % parts);
+    const int e = part * kThreads + static_cast<int>(threadIdx.x);
     if (e >= length) return;
     float total = 0.0f;
     each_parent(sources, parents, row, inner, [&](const Rows& rows) {

@@ -30,30 +30,36 @@ constexpr Index kLanes = 8;      // partial sums of a pair
 constexpr Index kChunk = 2048;   // entries of all vectors that are read again while in the cache
 constexpr Index kFew = 1 << 18;  // multiplications that are not worth another thread
 
+// lanes[r][c] += rows[r] * columns[c] at k .. k + count.
+template <Index side>
+HETMERGE_INLINE void add_lanes(const double* const* rows, const double* const* columns, Index k,
+                               Index count, Lanes* lanes) {
+    Lanes x[side] = {}, y[side] = {};
+    const auto bytes = static_cast<std::size_t>(count) * sizeof(double);
+#pragma GCC unroll 4
+    for (Index r = 0; r < side; ++r) {
+        std::memcpy(x + r, rows[r] + k, bytes);
+        std::memcpy(y + r, columns[r] + k, bytes);
+    }
+#pragma GCC unroll 4
+    for (Index r = 0; r < side; ++r)
+#pragma GCC unroll 4
+        for (Index c = 0; c < side; ++c) lanes[r * side + c] += x[r] * y[c];
+}
+
 // sums[r][c] += products of rows[r] and columns[c] over [begin, end). Written over lanes, since
-// compilers may not reorder a floating-point sum.
+// compilers may not reorder a floating-point sum; the rest too, since a compiler may fuse a scalar
+// product into its sum in one instance of this function and not in another.
 template <Index side>
 HETMERGE_INLINE void add(const double* const* rows, const double* const* columns, Index begin,
                          Index end, double* sums) {
     Lanes lanes[side * side] = {};
     Index k = begin;
-    for (; k + kLanes <= end; k += kLanes) {
-        Lanes x[side], y[side];
-#pragma GCC unroll 4
-        for (Index r = 0; r < side; ++r) {
-            std::memcpy(x + r, rows[r] + k, sizeof(Lanes));
-            std::memcpy(y + r, columns[r] + k, sizeof(Lanes));
-        }
-#pragma GCC unroll 4
-        for (Index r = 0; r < side; ++r)
-#pragma GCC unroll 4
-            for (Index c = 0; c < side; ++c) lanes[r * side + c] += x[r] * y[c];
-    }
+    for (; k + kLanes <= end; k += kLanes) add_lanes<side>(rows, columns, k, kLanes, lanes);
+    if (k < end) add_lanes<side>(rows, columns, k, end - k, lanes);
     for (Index pair = 0; pair < side * side; ++pair) {
         double total = 0;
         for (Index l = 0; l < kLanes; ++l) total += lanes[pair][l];
-        const double *x = rows[pair / side], *y = columns[pair % side];
-        for (Index rest = k; rest < end; ++rest) total += x[rest] * y[rest];
         sums[pair] += total;
     }
 }

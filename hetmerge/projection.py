@@ -155,7 +155,7 @@ class Projector:
         sizes = [merged_size(expr, self.widths) for expr in exprs]
         if block is not None:
             sizes[0] = len(block)
-        plain = [d for d in range(len(exprs)) if all(_in_order(p.labels[d]) for p in parts)]
+        plain = _trailing([all(_in_order(p.labels[d]) for p in parts) for d in range(len(exprs))])
         rows = [d for d in rows if d not in plain]
         cols = [d for d in cols if d not in plain]
         layout = _Layout(rows, cols, plain)
@@ -359,6 +359,13 @@ def _count(sizes: Sequence[int]) -> int:
     for size in sizes:
         total *= int(size)
     return total
+
+
+def _trailing(flags: Sequence[bool]) -> list[int]:
+    """The last dimensions, as far as all are flagged: others would not stay where they are in
+    memory."""
+    last = max((d for d, flag in enumerate(flags) if not flag), default=-1)
+    return list(range(last + 1, len(flags)))
 
 
 def _in_order(labels: tuple[Tensor, int]) -> bool:

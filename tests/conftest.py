@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
     # Triton kernels run in its interpreter then. Triton reads this when it is first imported, which
     # torch may do for reasons of its own.
     os.environ["TRITON_INTERPRET"] = "1"
+    other_device.device()  # before the first backward pass, which starts a thread per device
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -15,6 +15,7 @@ from hetmerge.ops.native import View, threads, view
 
 CHUNK = 1 << 22  # entries of a parent that the torch backend converts and sums at a time
 INT32 = 2**31
+LONGEST = 2**30  # entries of a row that CUDA code counts
 INTEGERS = (torch.int32, torch.int64)
 STORED = (torch.float32, torch.float64, torch.float16, torch.bfloat16)  # what native code reads
 NARROW = (torch.float32, torch.float16, torch.bfloat16)  # what CUDA code reads and writes
@@ -184,6 +185,9 @@ def _run(
     if name in ("cuda", "triton") and double:
         reason = "its sums are float32, and a parent is float64"
         name = choose("project", backend, {**found, "cuda": reason, "triton": reason})
+    if name == "cuda" and _longest(weights, cols) > LONGEST:
+        reason = f"a row of {_longest(weights, cols)} entries, allowed are {LONGEST}"
+        name = choose("project", backend, {**found, "cuda": reason})
     if name == "cuda":
         return _cuda(weights, row_labels, col_labels, rows, cols, shares, dtype)
     row_of = _filled("row_labels", row_labels, rows, first)
@@ -204,6 +208,12 @@ def _run(
     narrow = [[labels.to(torch.int32) for labels in each] for each in (row_of, col_of)]
     launch_project(heard, narrow[0], narrow[1] or None, [x.float() for x in factors], whole)
     return whole if whole is out else out.copy_(whole)
+
+
+def _longest(weights: Parents, cols: int) -> int:
+    """Entries of the longest row, of the result or of a parent."""
+    found = [(max(x.shape[1], cols), x.shape[2:]) for x in weights if x is not None and x.ndim > 1]
+    return max((columns * math.prod(rest) for columns, rest in found), default=1)
 
 
 def _fake(

@@ -92,7 +92,7 @@ def inside(
     match: str = "permute",
 ) -> Partition:
     labelling = Labelling(Options.make({"match": match}), weights, [], overwrite=False)
-    return match_inside(labelling, "s", similarity, sizes, (7, units), target)[0]
+    return match_inside(labelling, "s", similarity, sizes, (7, units), target, match)[0]
 
 
 def test_nested_axes_are_recovered() -> None:
