@@ -176,6 +176,10 @@ class ProjectProblem:
         launch_project(self.weights, self.rows, self.cols, self.factors, self.out, config)
         return self.out
 
+    def project(self, backend: str) -> Tensor:
+        shape = self.out.shape[:2]
+        return ops.project(self.weights, self.rows, self.cols, *shape, backend=backend)
+
     def added(self, dtype: torch.dtype) -> Tensor:
         total = torch.zeros(self.out.shape, dtype=dtype, device="cuda")
         for weight, rows, cols, factor in zip(
@@ -201,19 +205,16 @@ def project(shape: tuple[int, ...], dtype: torch.dtype) -> Iterator[Timing]:
     problem = ProjectProblem(shape, dtype)
     half = dtype != torch.float32
     most = 1e-2 if half else 1e-5
-    error = require(relative(problem.run(), problem.added(torch.float64)), most, case)
+    wanted = problem.added(torch.float64)
+    error = require(relative(problem.project("auto"), wanted), most, case)
     count = problem.out.numel() * problem.out.element_size() * 3
     source = torch.empty(count // 2, dtype=torch.uint8, device="cuda")
     target = torch.empty_like(source)
-    rows, cols = problem.rows, problem.cols
     yield from timed(
         case,
         {
-            "hetmerge": problem.run,
-            "hetmerge project": lambda: ops.project(problem.weights, rows, cols, *shape[:2]),
-            "hetmerge project, Triton": lambda: ops.project(
-                problem.weights, rows, cols, *shape[:2], backend="triton"
-            ),
+            "hetmerge": lambda: problem.project("auto"),
+            "hetmerge, Triton": lambda: problem.project("triton"),
             "index_add_": lambda: problem.added(torch.float32),
             "dense einsum": problem.dense,
             "copy of the same bytes": lambda: target.copy_(source),
