@@ -29,7 +29,7 @@ INDEXED = {  # their second argument may be on the CPU
 @cache
 def device() -> torch.device:
     """The device; registered when first asked for."""
-    backend_registration._setup_privateuseone_for_python_backend(NAME)
+    backend_registration._setup_privateuseone_for_python_backend(NAME, _Module())
     LIBRARY.fallback(_made, KEY)
     for packet in (aten.eye, aten.arange):  # torch's own resize what they were given
         for overload in packet.overloads():
@@ -60,6 +60,16 @@ def placed(make: Any) -> Any:
         return make(data, **kwargs).to(device)
 
     return made
+
+
+class _Module(backend_registration._DummyBackendModule):
+    """What torch asks of a device for its random numbers, which are the CPU's."""
+
+    def get_rng_state(self, *_: Any) -> Tensor:
+        return torch.get_rng_state()
+
+    def set_rng_state(self, state: Tensor, *_: Any) -> None:
+        torch.set_rng_state(state)
 
 
 class Elsewhere(Tensor):

@@ -115,7 +115,7 @@ def launches() -> Iterator[tuple[str, Any, dict[str, Any]]]:
     entries = [
         (op, path.stem.partition("device=")[2], entry)
         for op in ("moments", "project", "similarity")
-        for path in sorted(CONFIGS.glob(f"{op},device=*.json"))
+        for path in sorted(CONFIGS.glob(f"{op},device=*.json"), reverse=True)  # the default first
         for entry in json.loads(path.read_text())
     ]
     for op, device, entry in entries:
@@ -195,9 +195,9 @@ def main() -> None:
         constants = {k: str(v) for k, v in launch["bound"].items() if k.isupper()}
         named = {"name": name, "kernel": kernel.fn.__name__, "constants": constants}
         for arch in [measured] if measured else ARCHS:
-            if (key := (source, arch, measured)) in seen:
+            if (source, arch) in seen:
                 continue
-            seen.add(key)
+            seen.add((source, arch))
             found = compile_for(kernel, launch, arch)
             result = {**named, "arch": arch, "measured": measured is not None, **found}
             sys.stdout.write(json.dumps(result) + "\n")
