@@ -57,9 +57,10 @@ def train(spec: Spec, setting: str) -> nn.Module:
     chosen = SETTINGS[setting]
     steps = chosen.steps if spec.origin is None else chosen.further
     top = chosen.rate if spec.origin is None else chosen.rate / 3
-    model = start(spec, setting).train()
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    model = start(spec, setting).to(device).train()
     model.set_attn_implementation("eager")  # torch's fused attention is slower in bfloat16 here
-    forward = torch.compile(model) if chosen.compiled else model
+    forward = torch.compile(model) if chosen.compiled and device == "cpu" else model
     generator = torch.Generator().manual_seed(spec.seed)
     optimizer = torch.optim.AdamW(
         model.parameters(), top, betas=(0.9, 0.95), weight_decay=0.1, fused=True
@@ -67,8 +68,8 @@ def train(spec: Spec, setting: str) -> nn.Module:
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, top, steps, pct_start=0.1)
     began, total = time.perf_counter(), 0.0
     for step in range(1, steps + 1):
-        ids = draw(spec.domains, BATCH, generator)
-        with torch.autocast("cpu", torch.bfloat16):
+        ids = draw(spec.domains, BATCH, generator).to(device)
+        with torch.autocast(device, torch.bfloat16):
             loss = loss_of(forward, ids)
         optimizer.zero_grad()
         loss.backward()
@@ -82,7 +83,7 @@ def train(spec: Spec, setting: str) -> nn.Module:
             OUT.print(f"{spec.name}: step {step}, {bits:.3f} bits per byte, {seconds:.0f} s")
             total = 0.0
     model.set_attn_implementation("sdpa")
-    return model.eval()
+    return model.cpu().eval()
 
 
 def ensure(spec: Spec, setting: str) -> None:
