@@ -23,7 +23,7 @@ def flops_of(model: nn.Module, call: Call, without: Sequence[str] = ()) -> int:
     device = next((p.device for p in model.parameters()), torch.device("cpu"))
     with FakeTensorMode(allow_non_fake_inputs=True) as fake, torch.no_grad():
         args, kwargs = pytree.tree_map(
-            lambda v: fake.from_tensor(v.to(device)) if isinstance(v, Tensor) else v, call
+            lambda v: fake.from_tensor(v.to(device)) if isinstance(v, Tensor) else v, tuple(call)
         )
         with FlopCounterMode(display=False) as counter:
             model(*args, **kwargs)

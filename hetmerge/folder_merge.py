@@ -137,7 +137,7 @@ def _polished(
     began = time.perf_counter()
     draft = ready.made.network.state
     assert isinstance(draft, Draft)
-    model = load_model(str(work), draft.dtype)
+    model = load_model(str(work), draft.dtype).to(draft.device)
     teacher = Teacher(ready.made.projector, ready.calls, ready.plan, ready.refit)
     result.report.polish = asdict(train(model, teacher, settings, progress))
     folder = work / POLISHED

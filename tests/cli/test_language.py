@@ -128,6 +128,33 @@ def test_massive_positions_are_left_out_where_asked(
     assert len(seen) == 1
 
 
+@pytest.mark.slow
+def test_everything_on_another_device(language: Path, run: Run, elsewhere: torch.device) -> None:
+    """Two tokenizers, massive positions and held-out scores: the result is that of the CPU."""
+    write_tokenizer(language / "shallow", TEXT.upper() + TEXT)
+    (language / "held.txt").write_text(TEXT[100:2000].replace("fox", "ox"))
+    calibration = {"path": "text.txt", "tokens": 256, "sequence_length": 16}
+    settings = {
+        "calibration": {**calibration, "exclude_massive": True},
+        "evaluation": {"path": "held.txt", "tokens": 64, "sequence_length": 16},
+        "tokenizer": {"source": "union"},
+        "polish": {"steps": 2},
+        "dtype": "float64",
+    }
+    found = {}
+    for device in ("cpu", str(elsewhere)):
+        configure(language, device=device, **settings)
+        planned = run("plan", "config.yaml")
+        there = f"memory of {elsewhere.type}: peak" in planned.out
+        assert there == (device != "cpu"), planned.err or planned.out
+        out = language / device.replace(":", "-")
+        done = run("merge", "config.yaml", out, "-q")
+        assert done.code == 0, done.err
+        found[device] = json.loads((out / "report.json").read_text())["scores"]
+    for who, scores in found["cpu"].items():
+        assert scores == pytest.approx(found[str(elsewhere)][who], rel=1e-4)
+
+
 def test_a_plan_names_what_is_wrong(language: Path, run: Run) -> None:
     configure(language, parameters={"stop_at": 1})
     done = run("plan", "config.yaml")
