@@ -33,11 +33,11 @@ def known_device(name: str) -> torch.device:
     """The device of this name.
 
     Raises:
-        InputError: there is none.
+        InputError: there is none, or it computes nothing.
     """
     try:
         device = torch.device(name)
-        torch.zeros(1, device=device)
+        torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
         raise InputError(f"device: got {name!r} ({str(error).splitlines()[0]})") from error
     return device

@@ -129,8 +129,11 @@ def test_massive_positions_are_left_out_where_asked(
 
 
 @pytest.mark.slow
-def test_everything_on_another_device(language: Path, run: Run, elsewhere: torch.device) -> None:
+def test_everything_on_another_device(
+    language: Path, run: Run, elsewhere: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Two tokenizers, massive positions and held-out scores: the result is that of the CPU."""
+    monkeypatch.setattr("hetmerge.forecast.SIDE_ELSEWHERE", 64)
     write_tokenizer(language / "shallow", TEXT.upper() + TEXT)
     (language / "held.txt").write_text(TEXT[100:2000].replace("fox", "ox"))
     calibration = {"path": "text.txt", "tokens": 256, "sequence_length": 16}

@@ -67,6 +67,7 @@ def test_existing_output_is_refused_and_untouched(project: Path, run: Run) -> No
         ({"calibration": {"path": "two.npz"}}, "expected one array"),
         ({"parameters": {"alpha": -1}}, "parameters.alpha"),
         ({"device": "nowhere"}, "device: got 'nowhere'"),
+        ({"device": "meta"}, "device: got 'meta'"),
     ],
 )
 def test_bad_input_exits_2_with_one_line(
