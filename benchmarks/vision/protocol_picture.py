@@ -83,7 +83,7 @@ def draw(results: Results, pairs: list[Pair], path: Path) -> None:
         panel(axis, results, pair, rows)
     axes[0][0].set_yticks(range(len(rows)), rows)
     for axis in axes.flat:
-        axis.tick_params(labelsize=8)
+        axis.tick_params(labelsize=8, labelbottom=True)
     axes[0][0].set_ylim(len(rows) - 0.5, -0.5)
     for style, label in ((":", "best fitted head"), ("--", "best fitted head on all blocks")):
         axes[0][0].plot([], [], color="black", linestyle=style, label=label)
