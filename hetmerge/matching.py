@@ -347,10 +347,14 @@ class Matcher:
         self.agreements[space.index] = agreement(together, whole, found, chance)
         return partition
 
+    @cached_property
+    def _inner_heads(self) -> dict[int, int]:
+        return heads_inside(self.setting)
+
     def _heads(self, space: Space, sizes: dict[int, int], target: int) -> Partition | None:
         """Heads inside groups meet one to one, anew in each cluster of groups, as their features
         match best; None for other spaces, and where heads cannot be seen."""
-        group = heads_inside(self.setting).get(space.index, -1)
+        group = self._inner_heads.get(space.index, -1)
         moments, groups = self.statistics.axes.get(group), self.partitions.get(group)
         if moments is None or groups is None or not apart(self.setting, group, space.index):
             return None
