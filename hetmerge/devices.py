@@ -29,7 +29,7 @@ def device_of(models: Sequence[nn.Module | Checkpoint]) -> torch.device:
     return found[0]
 
 
-def known_device(name: str) -> torch.device:
+def known_device(name: torch.device | str) -> torch.device:
     """The device of this name.
 
     Raises:
@@ -39,7 +39,7 @@ def known_device(name: str) -> torch.device:
         device = torch.device(name)
         torch.zeros(1, device=device).item()
     except (RuntimeError, AssertionError) as error:
-        raise InputError(f"device: got {name!r} ({str(error).splitlines()[0]})") from error
+        raise InputError(f"device: got {str(name)!r} ({str(error).splitlines()[0]})") from error
     return device
 
 

@@ -19,6 +19,7 @@ from torch import Tensor
 from hetmerge.applying import FITS, MergeResult, Prepared, prepare
 from hetmerge.batches import Call, Joint, as_given
 from hetmerge.calibration import as_calls
+from hetmerge.devices import known_device
 from hetmerge.draft import Draft
 from hetmerge.errors import CheckpointError, InputError
 from hetmerge.files import check_new, new_directory, replace_file
@@ -88,13 +89,12 @@ def merge_to(
 
     Raises:
         CheckpointError: `out` exists, a checkpoint is damaged, the disk is too small or fills up.
-        InputError: an option or batch does not fit.
+        InputError: an option, the device or a batch does not fit.
     """
     out = Path(out)
     check_new(out)
-    models = [
-        p if isinstance(p, Checkpoint) else open_checkpoint(p, dtype, device) for p in parents
-    ]
+    where = known_device(device)
+    models = [p if isinstance(p, Checkpoint) else open_checkpoint(p, dtype, where) for p in parents]
     chosen = Options.make({"match": "zip", **options})
     calls = as_calls(models, batches, chosen.depth)
     identity = _identity(models, calls, chosen, (dtype, out_dtype, shard_bytes), vocabulary)

@@ -83,6 +83,13 @@ def test_what_was_planned_goes_on_there(parents, tmp_path, elsewhere, monkeypatc
     assert files[0] == files[1]
 
 
+def test_an_unknown_device_is_refused_before_anything_is_written(parents, tmp_path):
+    _, folders, batches = parents("llama")
+    with pytest.raises(hm.InputError, match="device: got 'nowhere'"):
+        hm.merge_to(tmp_path / "out", folders, batches, device="nowhere")
+    assert not any("out" in path.name for path in tmp_path.iterdir())
+
+
 def test_models_on_two_devices_are_refused(parents, elsewhere):
     _, folders, batches = parents("llama")
     models = [
