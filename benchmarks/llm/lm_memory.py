@@ -15,6 +15,7 @@ import shutil
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from datetime import date
 from pathlib import Path
 
@@ -113,6 +114,17 @@ def most_resident() -> int:
     raise SystemExit("/proc/self/status has no VmHWM; this benchmark needs Linux")
 
 
+def record(path: Path, row: Mapping[str, object]) -> None:
+    """Show a line and add it to a table."""
+    OUT.print(row)
+    fresh = not path.exists()
+    with path.open("a", newline="") as file:
+        table = csv.DictWriter(file, list(row))
+        if fresh:
+            table.writeheader()
+        table.writerow(row)
+
+
 STAGES = {"forecast": foresee, "merge": merge}  # each in a process of its own
 
 
@@ -148,13 +160,7 @@ def main() -> None:
         **{name: f"{value:.3f}" for name, value in found.items()},
         "date": date.today().isoformat(),
     }
-    OUT.print(row)
-    fresh = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        table = csv.DictWriter(file, list(row))
-        if fresh:
-            table.writeheader()
-        table.writerow(row)
+    record(RESULTS, row)
 
 
 if __name__ == "__main__":

@@ -10,7 +10,6 @@ it waits for in another one; stages of a GPU are waited for at their ends.
 from __future__ import annotations
 
 import argparse
-import csv
 import functools
 import shutil
 import signal
@@ -22,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from lm_memory import SHAPES, batches, most_resident, write
+from lm_memory import SHAPES, batches, most_resident, record, write
 from rich.console import Console
 
 import hetmerge as hm
@@ -141,13 +140,7 @@ def main() -> None:
         "date": date.today().isoformat(),
         "commit": lines.code_commit("benchmarks/llm"),
     }
-    OUT.print(row)
-    fresh = not RESULTS.exists()
-    with RESULTS.open("a", newline="") as file:
-        table = csv.DictWriter(file, list(row))
-        if fresh:
-            table.writeheader()
-        table.writerow(row)
+    record(RESULTS, row)
 
 
 if __name__ == "__main__":
