@@ -1,7 +1,12 @@
-"""Picture of the sweep: what each case attains, beside what the device can do at most."""
+"""Picture of the sweep: what each case attains, beside what the device can do at most.
+
+python benchmarks/gpu_picture.py benchmarks/results/nvidia-h200.csv docs/roofline.png
+"""
 
 from __future__ import annotations
 
+import csv
+import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -53,3 +58,28 @@ def draw(timings: Sequence[Timing], roofs: Roofs, device: str, path: Path) -> No
     figure.tight_layout()
     figure.savefig(path, dpi=110)
     plt.close(figure)
+
+
+def read(table: Path) -> tuple[list[Timing], Roofs, str]:
+    """The timings of a results table, and the roofs that its fractions are of."""
+    with table.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    lines.sort(key=lambda line: [int(n) if n.isdigit() else n for n in line["case"].split()])
+    timings, flops, bandwidth = [], {"float32": 0.0}, 0.0
+    for line in lines:
+        ms, share = float(line["ms_p50"]), float(line["roof_fraction"])
+        rates = float(line["tflop_per_s"] or 0) * 1e12, float(line["gb_per_s"] or 0) * 1e9
+        dtype = "bfloat16" if "bfloat16" in line["case"] else "float32"
+        # The larger share of the two limits is the fraction, so no quotient is above its roof.
+        flops[dtype] = max(flops.get(dtype, 0.0), rates[0] / share)
+        bandwidth = max(bandwidth, rates[1] / share)
+        counted = (rate * ms / 1e3 for rate in rates)
+        timings.append(Timing(line["case"], line["implementation"], ms, ms, ms, *counted, dtype))
+        for baseline in filter(None, line["ratios"].split("; ")):
+            name, ratio = baseline.rsplit(" ", 1)
+            timings.append(Timing(line["case"], name, *[ms * float(ratio)] * 3))
+    return timings, Roofs(bandwidth, flops), lines[0]["device"]
+
+
+if __name__ == "__main__":
+    draw(*read(Path(sys.argv[1])), Path(sys.argv[2]))
