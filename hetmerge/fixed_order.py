@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -16,7 +17,9 @@ from torch.fx import Node
 
 from hetmerge.batches import Call
 from hetmerge.errors import PlanError
+from hetmerge.huggingface import HEAD_SIZE, head_size, is_pretrained, with_fields
 from hetmerge.layers import op_name, tensor_names
+from hetmerge.lazy import empty
 from hetmerge.network import Network
 from hetmerge.ops.assignment import linear_sum_assignment
 from hetmerge.options import Options
@@ -26,6 +29,7 @@ from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Concat, Expr, Leaf, leaves, size
 from hetmerge.tracing.rules.elementwise import NARY
 from hetmerge.uniform import alike
+from hetmerge.weights import OnDisk
 
 NEAR = 1e-2  # mean squared difference of constants that count as the same, of their mean square
 
@@ -79,6 +83,7 @@ class FixedOrder:
 
     def __init__(self, setting: Setting, call: Call) -> None:
         self.setting, self.call = setting, call
+        self._grown: dict[int, Constants | None] = {}  # by the size of heads
 
     @cached_property
     def _constants(self) -> list[Constants]:
@@ -122,7 +127,8 @@ class FixedOrder:
     def _paired(
         self, space: int, owned: Mapping[int, Mapping[int, int]], options: Options
     ) -> tuple[Partition, dict[int, int]] | None:
-        """By the constants of the widest parent there, or where the same width is needed."""
+        """By the constants of the base parent's configuration at the greatest width there, or where
+        the same width is needed; by the widest parent's where there is no such configuration."""
         setting, weights = self.setting, options.shares(len(self.setting.parents))
         met = self._met(owned[space])
         places = [k for k in owned if k == space or _alike(met, self._met(owned[k]))]
@@ -134,10 +140,39 @@ class FixedOrder:
                 at[0] == setting.alignment.base,
             ),
         )
-        return by_constants(met, self._constants[m].along(owned[k][m]))
+        merged, base = self._constants[m].along(owned[k][m]), setting.alignment.base
+        if m != base and base in met and weights[base] > 0:
+            merged = self._of_base(space, setting.width(m, k)) or merged
+        return by_constants(met, merged)
+
+    def _of_base(self, space: int, width: int) -> list[Tensor]:
+        """The constants along a space of this width that the base parent's configuration speaks of;
+        none where it has no such configuration."""
+        base: Any = self.setting.skeleton.model
+        size = head_size(base) if is_pretrained(base) else None
+        if size is None:
+            return []
+        size = size * width // self.setting.skeleton.graph.spaces[space].size
+        if size not in self._grown:
+            self._grown[size] = constants_of(self.setting, {HEAD_SIZE: size})
+        grown = self._grown[size]
+        found = grown.along(space) if grown else []
+        return found if all(len(x) == width for x in found) else []
 
     def _met(self, own: Mapping[int, int]) -> dict[int, list[Tensor]]:
         return {m: self._constants[m].along(space) for m, space in own.items()}
+
+
+def constants_of(setting: Setting, fields: Mapping[str, Any]) -> Constants | None:
+    """Those of the base parent's configuration with these values; None where it allows none."""
+    base: Any = setting.skeleton.model
+    try:
+        model = empty(type(base), with_fields(base, fields))
+        state = OnDisk({}, dict(model.named_buffers()), torch.float32, "")
+        network = Network(model, setting.call, fold=False, state=state)
+    except Exception:  # whatever a family's own code raises for sizes it does not allow
+        return None
+    return Constants(network, setting.call)
 
 
 def _left_out(parent: int, count: int, sizes: Mapping[int, int]) -> str:

@@ -74,6 +74,7 @@ PAIRS = {
         Pair("crossed", "resnet333x1", "resnet111x2"),
         Pair("vgg", "vgg666x1", "vgg444x1"),
     ],
+    "long": [Pair("depth", "resnet333x1", "resnet222x1")],
     "full": _full(),
 }
 

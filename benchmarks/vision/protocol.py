@@ -37,7 +37,8 @@ class Scale:
     calibration: int
 
 
-SCALES = {"smoke": Scale(200, 250), "small": Scale(10000, 1000), "full": Scale(10000, 1000)}
+ALL = Scale(10000, 1000)
+SCALES = {"smoke": Scale(200, 250), "small": ALL, "long": ALL, "full": ALL}
 
 
 @cache

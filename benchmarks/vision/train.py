@@ -39,6 +39,7 @@ class Setting:
 SETTINGS = {
     "smoke": Setting(epochs=1, images=2000),
     "small": Setting(epochs=6, images=50000),
+    "long": Setting(epochs=25, images=50000),
     "full": Setting(epochs=100, images=50000),
 }
 

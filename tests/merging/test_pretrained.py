@@ -2,6 +2,7 @@
 
 import copy
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -169,19 +170,39 @@ def test_rotary_frequencies_that_one_parent_lacks() -> None:
     assert f"models[1]: {lost} of 4 features" in note
 
 
+def other_base_in_wider_heads() -> list[Any]:
+    return [
+        hf.lively(hf.llama(3, 32, 4, 2, head_dim=8), 1),
+        hf.lively(hf.llama(2, 32, 4, 2, head_dim=16, rope_parameters=FAST), 2),
+    ]
+
+
+def test_wider_heads_of_another_rotary_base_follow_the_deepest_parent() -> None:
+    parents = other_base_in_wider_heads()
+    both = hm.merge(parents, hf.tokens(), progress=False)
+    assert both.model.config.head_dim == 16
+    assert both.model.config.rope_parameters == parents[0].config.rope_parameters
+    keys = next(s for s in both.plan.spaces if s.name.endswith("0.self_attn.q_proj:2"))
+    first, second = keys.labels
+    assert first.tolist() == [0, 2, 4, 6]  # every second frequency of heads twice as wide
+    assert second[0] == 0
+    lost = int((second < 0).sum())
+    assert 0 < lost < 8
+    (note,) = [note for note in both.report.notes if "constants tell apart" in note]
+    assert note.startswith(f"models[1]: {lost} of 8 features")
+
+
+def test_a_base_parent_without_weight_cannot_set_the_frequencies() -> None:
+    parents = other_base_in_wider_heads()
+    with pytest.raises(hm.PlanError, match="does not compute the constants"):
+        hm.merge(parents, hf.tokens(), weights=[0, 1], refit=False, progress=False)
+
+
 REFUSED = {
-    "another rotary base in wider heads": (
-        [
-            hf.llama(3, 32, 4, 2, head_dim=8),
-            hf.llama(2, 32, 4, 2, head_dim=16, rope_parameters=FAST),
-        ],
-        hf.tokens,
-    ),
     "heads that do not divide the stream": ([hf.gpt2(2, 16, 4), hf.gpt2(2, 24, 2)], hf.tokens),
     "two families": ([hf.gpt2(2, 16, 2), hf.llama(2, 16, 2, 2)], hf.tokens),
 }
 MESSAGES = {
-    "another rotary base in wider heads": "does not compute the constants",
     "heads that do not divide the stream": "no configuration of GPT2LMHeadModel has the merged",
     "two families": "of one family",
 }
