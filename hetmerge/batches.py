@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -128,3 +128,29 @@ def comparable(value: Tensor, call: Call, member: int | None) -> Tensor:
     if not flat and (value.dim() != 3 or tuple(value.shape[:2]) != grid):
         return value
     return value.reshape(-1, value.shape[-1])[rows.to(value.device)]
+
+
+def one_by_one(call: Call) -> Iterator[Call]:
+    """The inputs of a batch one by one; a batch whose tensors have other first dimensions whole."""
+    count = samples(call)
+    if isinstance(call, Joint):
+        lengths = [positions(own) // count for own in (*call.parents, call)]
+        for i in range(count):
+            at = call.rows[-1] // lengths[-1] == i
+            rows = [x[at] - i * n for x, n in zip(call.rows, lengths, strict=True)]
+            own = tuple(_input(call_for(call, m), i) for m in range(len(call.parents)))
+            yield Joint(_input(call, i), own, tuple(rows))
+        return
+    values = (*call[0], *call[1].values())
+    if any(isinstance(v, Tensor) and (v.dim() == 0 or len(v) != count) for v in values):
+        yield call
+        return
+    for i in range(count):
+        yield _input(call, i)
+
+
+def _input(call: Call, index: int) -> Call:
+    def one(value: object) -> object:
+        return value[index : index + 1] if isinstance(value, Tensor) else value
+
+    return tuple(map(one, call[0])), {name: one(value) for name, value in call[1].items()}

@@ -20,7 +20,7 @@ MATCHES = {
     "permute": "features are paired one to one and averaged",
     "select": "the features from which the others are best read off are kept",
     "identity": "features meet by position",
-    "auto": "zip, permute and select are tried, the best trial is taken",
+    "auto": "several ways are merged for a trial, the best trial is taken",
 }
 
 

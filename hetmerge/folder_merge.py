@@ -36,6 +36,7 @@ from hetmerge.shard_writer import JOURNAL
 from hetmerge.snapshots import remove_tree
 from hetmerge.sources import load_model
 from hetmerge.teaching import Teacher
+from hetmerge.trials import FOLDER, Planned, Trials
 from hetmerge.vocabulary import Vocabulary
 
 RUN, PLAN, POLISHED = "run.json", "plan", "polished"
@@ -81,8 +82,7 @@ def merge_to(
         prepared: called with the plan, and what applying it costs, before it is applied.
         finished: called with the folder, still under its other name, to add files.
         progress: show bars on standard error; None: only on a terminal.
-        **options: see :class:`hetmerge.options.Options`; `match` is "zip", "permute", "select",
-            "pca" or "identity"; `budget` and `stop_at` need modules.
+        **options: see :class:`hetmerge.options.Options`; `budget` and `stop_at` need modules.
 
     Returns:
         The result; its model has its parameters on the meta device, load it from `out`.
@@ -99,10 +99,11 @@ def merge_to(
     calls = as_calls(models, batches, chosen.depth)
     identity = _identity(models, calls, chosen, (dtype, out_dtype, shard_bytes), vocabulary)
     with _unfinished(out, identity) as work:
-        plan, setting, partitions = _plan(work, models, calls, chosen, vocabulary, progress)
-        ready = prepare(plan, setting, partitions, calls, Place(work, out_dtype, shard_bytes))
+        place = Place(work, out_dtype, shard_bytes)
+        planned = _chosen(place, models, calls, chosen, vocabulary, progress)
+        ready = prepare(*planned, calls, place)
         if prepared:
-            prepared(plan, ready)
+            prepared(ready.plan, ready)
         result = ready.run(Progress(progress))
         model: Any = result.model
         model.config.save_pretrained(work)
@@ -110,14 +111,14 @@ def merge_to(
         folder = work
         if polish:
             folder = _polished(work, ready, result, polish, Progress(progress))
-        generation = models[plan.base].folder / "generation_config.json"
+        generation = models[ready.plan.base].folder / "generation_config.json"
         if generation.is_file():
             shutil.copyfile(generation, folder / generation.name)
         if finished:
             finished(folder, result)
         text = json.dumps(result.report.to_dict(), indent=1)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
-        (folder / "report.html").write_text(render(result.report, plan), encoding="utf-8")
+        (folder / "report.html").write_text(render(result.report, ready.plan), encoding="utf-8")
         for name in (RUN, FITS, JOURNAL):
             (folder / name).unlink(missing_ok=True)
         check_new(out)
@@ -185,7 +186,7 @@ def _unfinished(out: Path, identity: str) -> Iterator[Path]:
                 remove_tree(work / HALFWAY)  # other inputs start anew
                 raise
             finally:
-                begun = (work / PLAN).exists() or (work / HALFWAY).exists()
+                begun = any((work / name).exists() for name in (PLAN, HALFWAY, FOLDER))
                 if (work / RUN).is_file() and not begun:
                     shutil.rmtree(work, ignore_errors=True)
     except OSError as error:
@@ -208,6 +209,30 @@ def _alone(path: Path) -> Iterator[None]:
         yield
 
 
+def _chosen(
+    place: Place,
+    models: Sequence[Checkpoint],
+    calls: Sequence[Call],
+    options: Options,
+    vocabulary: Vocabulary | None,
+    progress: bool | None,
+) -> Planned:
+    """The plan, kept in the folder that is filled, and what it was made from."""
+    work = place.folder
+
+    def planned(folder: Path, options: Options) -> Planned:
+        folder.mkdir(parents=True, exist_ok=True)
+        return _plan(folder, models, calls, options, vocabulary, progress)
+
+    if options.match == "auto" and not (work / PLAN).is_dir():
+        plan = Trials(planned, calls, place, Progress(progress)).run(options)
+        with new_directory(work / PLAN) as draft:
+            plan.save(draft)
+    found = planned(work, options)
+    shutil.rmtree(work / FOLDER, ignore_errors=True)
+    return found
+
+
 def _plan(
     work: Path,
     models: Sequence[Checkpoint],
@@ -215,7 +240,7 @@ def _plan(
     options: Options,
     vocabulary: Vocabulary | None,
     progress: bool | None,
-) -> tuple[AlignmentPlan, Any, Any]:
+) -> Planned:
     if (work / PLAN).is_dir():
         remove_tree(work / HALFWAY)
         plan = AlignmentPlan.load(work / PLAN)

@@ -27,8 +27,9 @@ from hetmerge.gathering import (
     visits_of,
 )
 from hetmerge.huggingface import configuration_notes, merged_config
+from hetmerge.judging import judging_bytes
 from hetmerge.lazy import Checkpoint, empty
-from hetmerge.matching import Matcher
+from hetmerge.matching import Matcher, shrinks
 from hetmerge.memory import resident
 from hetmerge.network import Network
 from hetmerge.on_disk import stored_type
@@ -44,6 +45,10 @@ from hetmerge.tracing.spaces import Space
 from hetmerge.vocabulary import Vocabulary
 from hetmerge.weights import OnDisk
 
+_TRIALS = (
+    "match='auto': {} ways of matching are tried, each planned on all inputs and merged from half "
+    "of them at most; the disk holds one trial at a time, before the result"
+)
 SIDE, SIDE_ELSEWHERE = 1024, 8192  # of the products that tell how fast this machine is
 
 
@@ -162,8 +167,13 @@ def forecast(
     applying = estimate(merged, setting, calls, refit=options.refit, auto=options.ridge == "auto")
     dtype = out_dtype or stored_type(setting)
     parameters = sum(p.numel() for p in model.parameters())
-    planning = _planning_bytes(setting, calls, options)
-    single = applying.flops + _planning_flops(setting, calls)
+    tried = _tried(setting, options)
+    planning = max(_planning_bytes(setting, calls, replace(options, match=m)) for m in tried)
+    single = applying.flops + len(tried) * _planning_flops(setting, calls)
+    if len(tried) > 1:
+        single += len(tried) * applying.flops // 2
+        planning = max(planning, judging_bytes(setting, calls), applying.peak_bytes)
+        notes = [*notes, _TRIALS.format(len(tried))]
     trained = None
     if polish:
         trained = polish_cost(merged, setting, calls, polish.steps, models[0].state.dtype)
@@ -204,6 +214,15 @@ class _Sizes(Matcher):
 
     def _unseen(self, space: Space, sizes: dict[int, int], target: int) -> Partition:
         return Partition(target, {m: torch.arange(count) % target for m, count in sizes.items()})
+
+
+def _tried(setting: Setting, options: Options) -> list[str]:
+    """The ways of matching that are planned. What "auto" tries last takes most memory as "pca";
+    which streams have no preferred basis is known once scales are read."""
+    if options.match != "auto":
+        return [options.match]
+    one_to_one = [] if shrinks(setting, options.width) else ["permute"]
+    return [*one_to_one, "zip", "pca"]
 
 
 def _width(setting: Setting, parent: int, space: int) -> int | None:

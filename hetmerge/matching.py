@@ -66,6 +66,14 @@ def shrinks(setting: Setting, width: Width) -> bool:
     return False
 
 
+def rotation_of(setting: Setting, space: int) -> Rotation | None:
+    """How layers read a space without a preferred basis that several parents have."""
+    links = [setting.links[m] for m in setting.members(space)]
+    if len(links) < 2 or any(link.spaces[space] not in link.parent.rotations for link in links):
+        return None
+    return setting.skeleton.rotations.get(space)
+
+
 def nested(spaces: Sequence[Space], index: int) -> bool:
     """Part of an axis with an inner structure: heads, groups and what is inside them."""
     return bool(spaces[index].structure) or any(index in s.structure for s in spaces)
@@ -275,12 +283,7 @@ class Matcher:
 
     def _rotation(self, space: Space) -> Rotation | None:
         """How layers read the space, where the method and all parents allow an orthogonal map."""
-        if self.options.match != "pca":
-            return None
-        theirs = [(self.setting.links[m], self.setting.parents[m]) for m in self.sizes(space)]
-        if not all(link.spaces[space.index] in parent.rotations for link, parent in theirs):
-            return None
-        return self.setting.skeleton.rotations.get(space.index)
+        return rotation_of(self.setting, space.index) if self.options.match == "pca" else None
 
     def _directions(
         self, space: Space, moments: Moments, rotation: Rotation, sizes: dict[int, int]

@@ -18,7 +18,7 @@ from hetmerge.execution import Walker, flat_inputs
 from hetmerge.layers import Layer, find_layers
 from hetmerge.lazy import Checkpoint
 from hetmerge.memory import trim
-from hetmerge.outline import ModuleNodes
+from hetmerge.outline import ModuleNodes, Stage
 from hetmerge.rotations import Rotation, find_gains, find_rotations, fold_gains
 from hetmerge.shortcuts import expose_shortcuts
 from hetmerge.tracing import export, trace
@@ -140,6 +140,19 @@ class Network:
     def layer_of(self, weight: str) -> Layer | None:
         """The layer that owns this weight."""
         return next((layer for layer in self.layers if layer.weight == weight), None)
+
+
+def outputs_of(network: Network, stages: Sequence[Stage], call: Call) -> list[Tensor]:
+    """A network's outputs on one batch; of a checkpoint one unit is in memory at a time."""
+    walker = network.walk([call])
+    walker.hold(network.graph.outputs)
+    for stage in stages:
+        for unit in stage.units:
+            walker.compute([unit.output])
+            release([network])
+    walker.compute(network.graph.outputs)
+    release([network])
+    return [walker.values[name][0] for name in network.graph.outputs]
 
 
 def release(networks: Iterable[Network]) -> None:

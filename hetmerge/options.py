@@ -19,7 +19,6 @@ from hetmerge.softmax_head import HEADS
 from hetmerge.systems import RIDGE
 from hetmerge.widths import Width, check_architecture, check_budget
 
-IN_MEMORY = ("auto",)  # ways of matching that look at the parents as a whole
 MATCHES = ("auto", "zip", "permute", "select", "pca", "identity")
 IMPORTANCES = ("fisher", "weights")
 BACKENDS = ("auto", "reference", "native", "torch", "triton", "cuda")
@@ -40,10 +39,11 @@ class Options:
             features from which the others can best be read off (heads and groups it pairs like
             "permute"), "pca" keeps the principal directions of a residual stream that has no
             preferred basis, whole heads, and of everything else what "select" keeps; "identity"
-            goes by position; "auto" tries the first three and takes the one whose merge explains
-            most of the parents' outputs on inputs that the trial was not made from, half by all
-            parents and half by the one served worst. Its price, paid while planning, are two or
-            three merges from up to 500 inputs.
+            goes by position; "auto" tries "permute", "zip" and "select" (or "pca", where a stream
+            has no preferred basis) and takes the one whose merge explains most of the parents'
+            outputs on inputs that the trial was not made from: of their variance, half by all
+            parents and half by the one served worst; of a vocabulary, of their information. Its
+            price, paid while planning, are two or three merges from up to 500 inputs.
         outputs: "average" for parents with the same labels, "concat" for different ones.
         labels: per parent, the name of each output; shared names are averaged, others kept.
         importance: what "select" and a budget count errors by: "fisher", how they move the outputs

@@ -42,7 +42,7 @@ def run(config_path: Path, as_json: bool, polish: int | None = None) -> str:
     if models is None:
         raise InputError(
             "models: a plan is made from Hugging Face directories without BatchNorm or remote "
-            "code, and without stop_at, budget or 'auto'; this merge runs in memory, and "
+            "code, and without stop_at or budget; this merge runs in memory, and "
             "`hetmerge merge` shows its plan"
         )
     vocabulary, _ = vocabulary_of(parents.language, [model.module for model in models])

@@ -15,7 +15,7 @@ from hetmerge.alignment import Alignment, find_stages
 from hetmerge.architecture import check_reached, target_of, widths_of
 from hetmerge.batches import Call
 from hetmerge.calibration import Statistics, align_parents, as_calls, calls_for, check_models
-from hetmerge.choosing import choose
+from hetmerge.choosing import candidates, choose
 from hetmerge.cutting import find_cut
 from hetmerge.devices import call_on, device_of
 from hetmerge.dial import match_within
@@ -28,7 +28,7 @@ from hetmerge.huggingface import configuration_notes
 from hetmerge.lazy import Checkpoint
 from hetmerge.matching import Matcher
 from hetmerge.network import Network
-from hetmerge.options import IN_MEMORY, MATCHES, Options
+from hetmerge.options import MATCHES, Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
 from hetmerge.relatives import relatives
@@ -250,7 +250,8 @@ def plan_statistics(
         target = target_of(setting, chosen.architecture)
         chosen = replace(chosen, architecture=None, width=widths_of(setting, target))
     within = chosen.match != "permute" or chosen.budget is not None
-    parts = gather(setting, calls, bar, within, chosen.match == "pca", halfway)
+    tried = candidates(setting, chosen) if chosen.match == "auto" else [chosen.match]
+    parts = gather(setting, calls, bar, within, "pca" in tried, halfway)
     trials: dict[str, float] = {}
     if not setting.skeleton.in_memory:
         matching = Matcher(statistics, chosen).match_stream(parts, chosen.width, halfway)
@@ -316,10 +317,11 @@ def _on_disk(options: Options) -> Options:
         )
     if options.stop_at is not None:
         raise InputError("stop_at: a partial merge needs its parents in memory; give modules")
-    if options.match in IN_MEMORY:
+    if options.match == "auto":
         raise InputError(
-            f"match: {options.match!r} looks at parents as a whole, which needs them in memory; "
-            f"allowed for parents on disk: {', '.join(m for m in MATCHES if m not in IN_MEMORY)}"
+            "match: 'auto' merges every candidate for a trial, which takes a folder to write to; "
+            "give it to merge_to; allowed for a plan of parents on disk: "
+            + ", ".join(match for match in MATCHES if match != "auto")
         )
     return replace(options, importance="weights")
 

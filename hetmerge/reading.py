@@ -17,7 +17,6 @@ from hetmerge.hub import Source, fetch, find
 from hetmerge.inputs import TEXT_BATCH, array_batches, token_batches
 from hetmerge.language import Language, read_language
 from hetmerge.lazy import Checkpoint, NeedsMemory, open_checkpoint
-from hetmerge.options import IN_MEMORY
 from hetmerge.perplexity import is_causal
 from hetmerge.polishing import Polish
 from hetmerge.pretrained import architecture_of, is_huggingface
@@ -93,9 +92,8 @@ def open_parents(config: MergeConfig, parents: Parents) -> list[Checkpoint] | No
     tensor, and where something asks for whole modules.
     """
     parameters = config.parameters
-    whole = config.merge_method in IN_MEMORY or config.trust_remote_code
-    whole = whole or parameters.stop_at is not None or parameters.budget is not None
-    if whole or len(parents.folders) < len(parents.sources):
+    whole = parameters.stop_at is not None or parameters.budget is not None
+    if whole or config.trust_remote_code or len(parents.folders) < len(parents.sources):
         return None
     try:
         dtype = getattr(torch, config.dtype)

@@ -92,22 +92,50 @@ def mixture(
     Raises:
         InputError: "bayes" without token ids, or outputs that are not one per token.
     """
+    shares = log_shares(head, call, logits, weights)
+    rows = {m: flat_rows(x.log_softmax(-1), call, m) for m, x in logits.items()}
+    return mixed(rows, shares, places)
+
+
+def log_shares(
+    head: str, call: Call, logits: Mapping[int, Tensor], weights: Sequence[float]
+) -> Tensor:
+    """[parents, rows, 1] logarithm of each parent's share in the mixture, at the positions that
+    count; see :func:`mixture`."""
     found = []
     for (m, x), weight in zip(logits.items(), weights, strict=True):
-        own = x.log_softmax(-1)
-        rows = comparable(own, call, m).reshape(-1, own.shape[-1])
-        share = torch.full((len(rows), 1), weight).to(rows).log()
-        if head == "bayes":
-            share = share + comparable(_evidence(call_for(call, m), own), call, m).reshape(-1, 1)
-        found.append((rows if places is None else _placed(rows, *places[m]), share))
-    shares = torch.stack([share for _, share in found])
+        evidence = (
+            _evidence(call_for(call, m), x) if head == "bayes" else x.new_zeros(x[..., :1].shape)
+        )
+        found.append(flat_rows(evidence, call, m) + torch.tensor(weight).log().to(x))
+    shares = torch.stack(found)
     if head == "bayes":
         shares = shares.softmax(0).clamp_min(FLOOR)
         known = torch.tensor(weights, device=shares.device).reshape(-1, 1, 1) > 0
         shares = torch.where(known, shares, 0.0)
         shares = (shares / shares.sum(0)).log()
-    logs = torch.stack([rows for rows, _ in found])
-    return (logs + shares).logsumexp(0).exp()
+    return shares
+
+
+def mixed(
+    logs: Mapping[int, Tensor],
+    shares: Tensor,
+    places: Mapping[int, tuple[Tensor, int]] | None = None,
+) -> Tensor:
+    """Probabilities [rows, classes] of a mixture.
+
+    Args:
+        logs: parent -> log-probabilities [rows, its classes].
+        shares: [parents, rows, 1] logarithms.
+        places: see :func:`mixture`.
+    """
+    own = [x if places is None else _placed(x, *places[m]) for m, x in logs.items()]
+    return (torch.stack(own) + shares).logsumexp(0).exp()
+
+
+def flat_rows(value: Tensor, call: Call, member: int | None) -> Tensor:
+    """[rows, classes] at the positions that count."""
+    return comparable(value, call, member).reshape(-1, value.shape[-1])
 
 
 def _placed(logs: Tensor, labels: Tensor, width: int) -> Tensor:
@@ -118,15 +146,16 @@ def _placed(logs: Tensor, labels: Tensor, width: int) -> Tensor:
     return placed
 
 
-def _evidence(call: Call, logs: Tensor) -> Tensor:
+def _evidence(call: Call, logits: Tensor) -> Tensor:
     """[batch, tokens, 1]: log probability of the tokens up to each position."""
     values = (*call[1].values(), *call[0])
     named = call[1].get("input_ids")
     ids = named if named is not None else next((v for v in values if isinstance(v, Tensor)), None)
-    if ids is None or ids.is_floating_point() or ids.shape != logs.shape[:2]:
+    if ids is None or ids.is_floating_point() or ids.shape != logits.shape[:2]:
         raise InputError(
             "head: got 'bayes' for models that do not give one output per input token; "
             "allowed for causal language models: use 'ridge' or 'kl'"
         )
-    nexts = logs[:, :-1].gather(-1, ids[:, 1:, None])
+    nexts = logits[:, :-1].gather(-1, ids[:, 1:, None])
+    nexts = nexts - logits[:, :-1].logsumexp(-1, keepdim=True)
     return F.pad(nexts.cumsum(1), (0, 0, 1, 0))

@@ -11,7 +11,7 @@ from torch import Tensor
 from hetmerge.batches import Call, check_members, comparable
 from hetmerge.errors import InputError
 from hetmerge.joining import gives_tokens, join
-from hetmerge.network import release
+from hetmerge.network import outputs_of
 from hetmerge.partial import Join
 from hetmerge.planning import AlignmentPlan
 from hetmerge.projection import Projector
@@ -85,17 +85,9 @@ class Teacher:
         return {m: self.projector.labels(expr, m) for m in range(len(self.setting.parents))}
 
     def _outputs(self, member: int, call: Call) -> list[Tensor]:
-        """A parent's outputs on one batch; of a checkpoint one unit is in memory at a time."""
+        """A parent's outputs on one batch."""
         network = self.setting.parents[member]
-        walker = network.walk([call])
-        walker.hold(network.graph.outputs)
-        for stage in self.setting.alignment.stages[member]:
-            for unit in stage.units:
-                walker.compute([unit.output])
-                release([network])
-        walker.compute(network.graph.outputs)
-        release([network])
-        return [walker.values[name][0] for name in network.graph.outputs]
+        return outputs_of(network, self.setting.alignment.stages[member], call)
 
     def _join(self, place: int, scaled: bool) -> Join:
         def values(member: int) -> list[Tensor]:

@@ -5,7 +5,7 @@ import torch
 from torch import Tensor, nn
 
 import hetmerge as hm
-from hetmerge.batches import as_call, call_for, rows_for
+from hetmerge.batches import as_call, call_for, comparable, one_by_one, rows_for
 from hetmerge.errors import InputError
 from hetmerge.windows import Windows
 
@@ -75,3 +75,25 @@ def test_refit_asks_for_the_same_positions() -> None:
 def test_windows_for_another_number_of_parents() -> None:
     with pytest.raises(InputError, match="windows for 3 models; allowed: 4, the parents and"):
         hm.plan([net(), net(), net()], [windows(0)], progress=False)
+
+
+def test_windows_one_by_one_hold_the_same_positions() -> None:
+    call = as_call(windows(0))
+    ones = list(one_by_one(call))
+    assert len(ones) == ROWS
+    for m in (0, 1, None):
+        ids = call_for(call, m)[1]["input_ids"]
+        values = torch.stack([ids, torch.arange(ids.numel()).reshape(ids.shape)], 2)
+        whole = comparable(values, call, m)
+        parts = [comparable(v[None], one, m) for v, one in zip(values, ones, strict=True)]
+        assert torch.equal(torch.cat(parts), whole)
+        assert [len(part) for part in parts] == [LENGTH - 2] + [LENGTH] * (ROWS - 1)
+
+
+def test_inputs_one_by_one() -> None:
+    x, scale = torch.arange(6.0).reshape(3, 2), torch.tensor(2.0)
+    ones = list(one_by_one(((x,), {"flag": True})))
+    assert [one[1] for one in ones] == [{"flag": True}] * 3
+    assert torch.equal(torch.cat([one[0][0] for one in ones]), x)
+    whole = ((x,), {"scale": scale})
+    assert list(one_by_one(whole)) == [whole]  # it cannot be told what belongs to one input

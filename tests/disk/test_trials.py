@@ -1,0 +1,106 @@
+"""match="auto" of checkpoints: the trials of a merge in memory, stopped or not."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+
+import hetmerge as hm
+from hetmerge import trials, weights
+from hetmerge.batches import as_call
+from hetmerge.folder_merge import unfinished
+from hetmerge.forecast import forecast
+from hetmerge.options import Options
+from hetmerge.shard_writer import ShardWriter
+
+pytest.importorskip("transformers")
+
+
+class Killed(BaseException):
+    """Nothing in the package catches this, as nothing can catch a kill."""
+
+
+def files_in(folder: Path) -> dict[str, bytes]:
+    timed = ("report.json", "report.html")
+    found = (f for f in folder.rglob("*") if f.is_file() and f.name not in timed)
+    return {str(f.relative_to(folder)): f.read_bytes() for f in found}
+
+
+@pytest.mark.parametrize(
+    ("family", "tried"),
+    [
+        ("llama", ["permute", "zip", "pca"]),
+        ("vit", ["permute", "zip", "select"]),
+    ],
+)
+def test_trials_are_those_in_memory(parents, tmp_path, family, tried):
+    models, folders, batches = parents(family)
+    options = {"match": "auto", "importance": "weights", "progress": False}
+    wanted = hm.merge(models, batches, **options)
+    out = tmp_path / "out"
+    result = hm.merge_to(out, folders, batches, **options)
+    assert list(result.plan.trials) == tried
+    assert result.plan.trials == wanted.plan.trials
+    best = max(result.plan.trials, key=result.plan.trials.__getitem__)
+    assert sum(f"'auto' took '{best}'" in note for note in result.report.notes) == 1
+    assert hm.AlignmentPlan.load(out / "plan").trials == result.plan.trials
+    model = type(models[0]).from_pretrained(out).eval()
+    with torch.no_grad():
+        for batch in batches:
+            assert torch.equal(model(**batch).logits, wanted.model(**batch).logits)
+    one = hm.merge_to(tmp_path / "one", folders, batches, progress=False, match=best)
+    assert one.report.merged_parameters == result.report.merged_parameters
+    shards = [files_in(folder)["model.safetensors"] for folder in (out, tmp_path / "one")]
+    assert shards[0] == shards[1]
+    assert sorted(p.name for p in out.iterdir()) == sorted(
+        p.name for p in (tmp_path / "one").iterdir()
+    )
+
+
+def test_the_same_bytes_after_a_stop(parents, tmp_path, monkeypatch):
+    _, folders, batches = parents("llama")
+    options = {"match": "auto", "progress": False}
+    straight = hm.merge_to(tmp_path / "straight", folders, batches, **options)
+    finish, judged = ShardWriter.finish, []
+    count = 0
+
+    def dies(self, names):
+        nonlocal count
+        count += 1
+        if count > 40:  # in the second of three trials
+            raise Killed
+        finish(self, names)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ShardWriter, "finish", dies)
+        with pytest.raises(Killed):
+            hm.merge_to(tmp_path / "out", folders, batches, **options)
+    known = unfinished(tmp_path / "out") / trials.FOLDER / trials.KNOWN
+    assert list(json.loads(known.read_text())) == ["permute"]
+    trial = trials.trial
+    monkeypatch.setattr(trials, "trial", lambda *a: (judged.append(1), trial(*a))[1])
+    hm.merge_to(tmp_path / "out", folders, batches, **options)
+    assert len(judged) == 2
+    assert len(straight.plan.trials) == 3
+    assert files_in(tmp_path / "straight") == files_in(tmp_path / "out")
+    assert sorted(p.name for p in tmp_path.glob(".*")) == []
+
+
+def test_a_plan_alone_has_no_place_for_trials(parents):
+    _, folders, batches = parents("llama")
+    models = [hm.open_checkpoint(folder) for folder in folders]
+    with pytest.raises(hm.InputError, match="takes a folder to write to; give it to merge_to"):
+        hm.plan(models, batches, match="auto", progress=False)
+
+
+def test_a_forecast_counts_the_trials(parents, monkeypatch):
+    _, folders, batches = parents("llama")
+    models = [hm.open_checkpoint(folder) for folder in folders]
+    monkeypatch.setattr(weights, "read", lambda *_: pytest.fail("a weight was read"))
+    calls = [as_call(batch) for batch in batches]
+    found = {m: forecast(models, calls, Options(match=m)) for m in ("auto", "zip", "pca")}
+    assert found["auto"].parameters == found["zip"].parameters
+    assert found["auto"].planning_bytes >= found["pca"].planning_bytes
+    assert found["auto"].flops > 2 * found["zip"].flops
+    assert any("3 ways of matching are tried" in note for note in found["auto"].notes)
