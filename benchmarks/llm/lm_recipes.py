@@ -65,7 +65,8 @@ class Bench:
 
     def _plan(self, match: str, width: str | float) -> tuple[hm.AlignmentPlan, float]:
         began = time.perf_counter()
-        plan = hm.plan(self.models, self.calls, match=match, width=width, progress=False)
+        fixed = {"head": self.head, "ridge": RIDGE, "progress": False}  # trials have them too
+        plan = hm.plan(self.models, self.calls, match=match, width=width, **fixed)
         return plan, time.perf_counter() - began
 
     def _merged(self, match: str, width: str | float, refit: bool, head: str) -> Made:
@@ -97,6 +98,7 @@ def recipes() -> dict[str, Recipe]:
     rows["zip"] = partial(merge, match="zip", refit=False)
     rows["zip+refit"] = partial(merge, match="zip")
     rows["select"] = partial(merge, match="select", refit=False)
+    rows["auto+refit"] = partial(merge, match="auto")
     for start in ("B", "A", "merge"):
         rows[f"distilled {start}, {STEPS} steps"] = partial(distil, start=start)
     for width in (*WIDTHS, "union"):
