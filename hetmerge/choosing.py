@@ -7,7 +7,7 @@ explain of the outputs (:mod:`hetmerge.judging`). No labels are read.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
 
 import torch
@@ -15,6 +15,7 @@ import torch
 from hetmerge.batches import Call, samples
 from hetmerge.calibration import Statistics
 from hetmerge.dial import match_within
+from hetmerge.errors import HetmergeError, InputError, PlanError
 from hetmerge.judging import outputs_explained
 from hetmerge.matching import Matching, rotation_of, shrinks
 from hetmerge.options import Options
@@ -58,20 +59,48 @@ def choose(
     if is_exact(setting, first.partitions):
         return first, {}
     fit, held = split(statistics.calls)
-    matchings, explained = {"zip": first}, dict[str, float]()
+    matchings, shares = {"zip": first}, options.shares(len(setting.parents))
     made: Realised | None = None
-    for name in progress.track(candidates(setting, options), "trials of matching"):
+
+    def attempt(name: str) -> float:
+        nonlocal made
         if name not in matchings:
             matchings[name] = match_within(statistics, replace(options, match=name))
-        projector = Projector(
-            setting, matchings[name].partitions, options.shares(len(setting.parents))
-        )
+        projector = Projector(setting, matchings[name].partitions, shares)
         fits = made is not None and made.holds(projector)
         made = made.refilled(projector) if made and fits else realise(setting, projector)
-        explained[name] = trial(made, options, fit, held, Progress(enabled=False))
+        return trial(made, options, fit, held, Progress(enabled=False))
+
+    names = progress.track(candidates(setting, options), "trials of matching")
+    explained, notes = attempts(names, attempt, fit)
     best = best_of(explained)
-    notes = (*matchings[best].notes, note_of(explained, fit))
-    return replace(matchings[best], notes=notes), explained
+    return replace(matchings[best], notes=(*matchings[best].notes, *notes)), explained
+
+
+def attempts(
+    names: Iterable[str], attempt: Callable[[str], float], fit: Sequence[Call]
+) -> tuple[dict[str, float], list[str]]:
+    """Candidate -> what its trial explains, and remarks for the plan.
+
+    Raises:
+        InputError, PlanError: no candidate can be merged; that of the first.
+    """
+    explained, failed = dict[str, float](), dict[str, HetmergeError]()
+    for name in names:
+        try:
+            explained[name] = attempt(name)
+        except (InputError, PlanError) as error:
+            failed[name] = error
+    if not explained:
+        raise next(iter(failed.values()))
+    shares = ", ".join(f"{name} {share:.4f}" for name, share in explained.items())
+    notes = [f"match='auto': {name!r} cannot be tried: {error}" for name, error in failed.items()]
+    notes.append(
+        f"match='auto' took {best_of(explained)!r} in every space: share of the parents' outputs "
+        f"that a trial merge explains on other inputs: {shares} "
+        f"({len(explained)} trials, each from {sum(map(samples, fit))} inputs)"
+    )
+    return explained, notes
 
 
 def trial(
@@ -95,16 +124,6 @@ def trial(
 def best_of(explained: dict[str, float]) -> str:
     """The first of the best."""
     return max(explained, key=lambda name: explained[name])
-
-
-def note_of(explained: dict[str, float], fit: Sequence[Call]) -> str:
-    """A remark on the choice, for the plan."""
-    shares = ", ".join(f"{name} {share:.4f}" for name, share in explained.items())
-    return (
-        f"match='auto' took {best_of(explained)!r} in every space: share of the parents' outputs "
-        f"that a trial merge explains on other inputs: {shares} "
-        f"({len(explained)} trials, each from {sum(map(samples, fit))} inputs)"
-    )
 
 
 def split(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:

@@ -229,7 +229,7 @@ class MergeConfig(Section):
     """A whole configuration file."""
 
     models: Annotated[list[ModelSource], Field(min_length=2)]
-    merge_method: Literal["auto", "zip", "permute", "select", "pca", "identity"] = "zip"
+    merge_method: Literal["auto", "zip", "permute", "select", "pca", "identity"] = "auto"
     parameters: MergeParameters = MergeParameters()
     calibration: Calibration
     evaluation: Evaluation | None = None

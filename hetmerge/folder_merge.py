@@ -95,7 +95,7 @@ def merge_to(
     check_new(out)
     where = known_device(device)
     models = [p if isinstance(p, Checkpoint) else open_checkpoint(p, dtype, where) for p in parents]
-    chosen = Options.make({"match": "zip", **options})
+    chosen = Options.make(options)
     calls = as_calls(models, batches, chosen.depth)
     identity = _identity(models, calls, chosen, (dtype, out_dtype, shard_bytes), vocabulary)
     with _unfinished(out, identity) as work:

@@ -14,8 +14,9 @@ from hetmerge.alignment import align_by_position
 from hetmerge.architecture import check_reached, target_of, widths_of
 from hetmerge.batches import Call, positions
 from hetmerge.calibration import Statistics
-from hetmerge.cost import Ledger, Meter, estimate, forward_flops
+from hetmerge.cost import Ledger, Meter, estimate, forward_flops, size_of
 from hetmerge.devices import call_on, device_of
+from hetmerge.errors import InputError
 from hetmerge.family_sizes import fit_family
 from hetmerge.gathering import (
     CHANCE_FEATURES,
@@ -30,7 +31,7 @@ from hetmerge.huggingface import configuration_notes, merged_config
 from hetmerge.judging import judging_bytes
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.matching import Matcher, shrinks
-from hetmerge.memory import resident
+from hetmerge.memory import resident, total
 from hetmerge.network import Network
 from hetmerge.on_disk import stored_type
 from hetmerge.ops.panels import length
@@ -167,13 +168,13 @@ def forecast(
     applying = estimate(merged, setting, calls, refit=options.refit, auto=options.ridge == "auto")
     dtype = out_dtype or stored_type(setting)
     parameters = sum(p.numel() for p in model.parameters())
-    tried = _tried(setting, options)
-    planning = max(_planning_bytes(setting, calls, replace(options, match=m)) for m in tried)
+    tried, left = _tried(setting, calls, options)
+    planning = max(planning_bytes(setting, calls, replace(options, match=m)) for m in tried)
     single = applying.flops + len(tried) * _planning_flops(setting, calls)
     if len(tried) > 1:
         single += len(tried) * applying.flops // 2
         planning = max(planning, judging_bytes(setting, calls), applying.peak_bytes)
-        notes = [*notes, _TRIALS.format(len(tried))]
+        notes = [*notes, *left, _TRIALS.format(len(tried))]
     trained = None
     if polish:
         trained = polish_cost(merged, setting, calls, polish.steps, models[0].state.dtype)
@@ -216,13 +217,20 @@ class _Sizes(Matcher):
         return Partition(target, {m: torch.arange(count) % target for m, count in sizes.items()})
 
 
-def _tried(setting: Setting, options: Options) -> list[str]:
-    """The ways of matching that are planned. What "auto" tries last takes most memory as "pca";
-    which streams have no preferred basis is known once scales are read."""
+def _tried(
+    setting: Setting, calls: Sequence[Call], options: Options
+) -> tuple[list[str], list[str]]:
+    """The ways of matching that are planned, and why others are not. What "auto" tries last takes
+    most memory as "pca"; which streams have no preferred basis is known once scales are read."""
     if options.match != "auto":
-        return [options.match]
-    one_to_one = [] if shrinks(setting, options.width) else ["permute"]
-    return [*one_to_one, "zip", "pca"]
+        return [options.match], []
+    found = [] if shrinks(setting, options.width) else ["permute"]
+    found.append("zip")
+    try:
+        check_memory(setting, calls, replace(options, match="pca"))
+    except InputError as error:
+        return found, [f"match='auto': selections and 'pca' cannot be tried: {error}"]
+    return [*found, "pca"], []
 
 
 def _width(setting: Setting, parent: int, space: int) -> int | None:
@@ -244,12 +252,29 @@ def _described(model: Checkpoint) -> dict[str, Any]:
     }
 
 
+def check_memory(setting: Setting, calls: Sequence[Call], options: Options) -> None:
+    """Planning a candidate fits into this machine, or its device.
+
+    Raises:
+        InputError: it does not.
+    """
+    device = setting.parents[0].state.device.type
+    there = total(device)
+    needed = planning_bytes(setting, calls, options) + (resident() if device == "cpu" else 0)
+    if needed > there > 0:
+        raise InputError(
+            f"match: planning {options.match!r} takes {size_of(needed)} of memory, {device} has "
+            f"{size_of(there)}"
+        )
+
+
 # Space -> bytes by what they are moments of: the space, a whole axis, or with an inner space.
 _Held = dict[int, dict[tuple[str, Nest | None], int]]
 
 
-def _planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) -> int:
-    """Most memory while moments are gathered unit by unit, and spaces matched in between."""
+def planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) -> int:
+    """Most memory while the parents' moments are gathered unit by unit, and spaces matched in
+    between; on top of what the process holds."""
     meter = Meter()
     ledgers = [Ledger(link.parent, 1.0, 1, meter, link.again) for link in setting.links]
     visits = visits_of(setting, whole=options.match == "pca")

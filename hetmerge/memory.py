@@ -9,6 +9,9 @@ from pathlib import Path
 
 import torch
 
+_GROUPS = Path("/sys/fs/cgroup")
+LIMITS = (_GROUPS / "memory.max", _GROUPS / "memory" / "memory.limit_in_bytes")
+
 
 def trim() -> None:
     """Return freed blocks below the size that is mapped on its own; nothing where there is no way.
@@ -32,10 +35,25 @@ def resident() -> int:
 
 
 def total(device: str = "cpu") -> int:
-    """Bytes of physical memory of this machine or of its GPU; 0 where the system does not tell."""
+    """Bytes of physical memory of this machine, or what a container may have of it, or of its GPU;
+    0 where the system does not tell."""
     if device == "cuda":
         return torch.cuda.get_device_properties(device).total_memory
     try:
-        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        found = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     except (ValueError, OSError):
         return 0
+    return min([found, *_limits()])
+
+
+def _limits() -> list[int]:
+    """Of the control group that this process is in, under either version of them."""
+    found = []
+    for path in LIMITS:
+        try:
+            text = path.read_text(encoding="ascii").strip()
+        except OSError:
+            continue
+        if text.isdigit():  # "max" is no limit
+            found.append(int(text))
+    return found

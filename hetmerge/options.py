@@ -74,7 +74,7 @@ class Options:
 
     depth: str = "segment"
     missing: str = "zero"
-    match: str = "zip"
+    match: str = "auto"
     importance: str = "fisher"
     outputs: str = "average"
     labels: list[list[str]] | None = None

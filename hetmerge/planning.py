@@ -28,7 +28,7 @@ from hetmerge.huggingface import configuration_notes
 from hetmerge.lazy import Checkpoint
 from hetmerge.matching import Matcher
 from hetmerge.network import Network
-from hetmerge.options import MATCHES, Options
+from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
 from hetmerge.relatives import relatives
@@ -215,11 +215,16 @@ def plan(
         blocks: stages named by hand: per parent, per stage, module paths.
         vocabulary: of language models with different tokenizers, which rows meet (see
             :func:`hetmerge.vocabulary.base_vocabulary`).
+
+    Trials of checkpoints (match="auto") are written to the temporary folder, one at a time.
     """
-    found = plan_statistics(
-        models, batches, blocks=blocks, vocabulary=vocabulary, progress=progress, **options
-    )
-    return found[0]
+    given: dict[str, Any] = {"blocks": blocks, "vocabulary": vocabulary, "progress": progress}
+    chosen = Options.make(options)
+    if chosen.match != "auto" or not isinstance(models[0], Checkpoint):
+        return plan_statistics(models, batches, **given, **options)[0]
+    from hetmerge.trials import trials_beside
+
+    return trials_beside(models, as_calls(models, batches, chosen.depth), chosen, given)
 
 
 def plan_statistics(
@@ -317,12 +322,6 @@ def _on_disk(options: Options) -> Options:
         )
     if options.stop_at is not None:
         raise InputError("stop_at: a partial merge needs its parents in memory; give modules")
-    if options.match == "auto":
-        raise InputError(
-            "match: 'auto' merges every candidate for a trial, which takes a folder to write to; "
-            "give it to merge_to; allowed for a plan of parents on disk: "
-            + ", ".join(match for match in MATCHES if match != "auto")
-        )
     return replace(options, importance="weights")
 
 

@@ -4,24 +4,54 @@ from __future__ import annotations
 
 import json
 import shutil
-from collections.abc import Callable, Sequence
+import tempfile
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
+
+from torch import nn
 
 from hetmerge.applying import FITS, prepare
-from hetmerge.batches import Call
-from hetmerge.choosing import best_of, candidates, note_of, split, trial
+from hetmerge.batches import Call, as_given
+from hetmerge.choosing import attempts, best_of, candidates, split, trial
 from hetmerge.files import replace_file
+from hetmerge.forecast import check_memory
+from hetmerge.lazy import Checkpoint
 from hetmerge.on_disk import Place
 from hetmerge.options import Options
 from hetmerge.partition import Partition
-from hetmerge.planning import AlignmentPlan
+from hetmerge.planning import AlignmentPlan, plan_statistics
 from hetmerge.progress import Progress
 from hetmerge.refit import Memory
 from hetmerge.setting import Setting
 
 FOLDER, KNOWN = "trials", "explained.json"
 Planned = tuple[AlignmentPlan, Setting, dict[int, Partition]]
+
+
+def trials_beside(
+    models: Sequence[nn.Module | Checkpoint],
+    calls: Sequence[Call],
+    options: Options,
+    given: Mapping[str, Any],
+) -> AlignmentPlan:
+    """A plan alone, whose trials lie in a temporary folder.
+
+    Args:
+        given: keyword arguments of :func:`hetmerge.planning.plan_statistics`.
+    """
+
+    def planned(folder: Path, options: Options) -> Planned:
+        folder.mkdir(parents=True)
+        plan, known, partitions = plan_statistics(
+            models, as_given(calls), **given, **options.to_dict()
+        )
+        return plan, known.setting, partitions
+
+    with tempfile.TemporaryDirectory(prefix="hetmerge-") as folder:
+        place = Place(Path(folder))
+        return Trials(planned, calls, place, Progress(given["progress"])).run(options)
 
 
 @dataclass(frozen=True)
@@ -52,16 +82,18 @@ class Trials:
 
         _, setting, _ = planned("zip")
         fit, held = split(self.calls)
-        for match in candidates(setting, options):
+
+        def attempt(match: str) -> float:
             if match not in known:
+                check_memory(setting, self.calls, replace(options, match=match))
                 known[match] = self._try(match, planned(match), fit, held)
                 replace_file(self._folder / KNOWN, json.dumps(known).encode())
-        explained = {match: known[match] for match in candidates(setting, options)}
-        best = best_of(explained)
-        found, _, _ = planned(best)
-        notes = (*found.notes, note_of(explained, fit))
+            return known[match]
+
+        explained, notes = attempts(candidates(setting, options), attempt, fit)
+        found, _, _ = planned(best_of(explained))
         chosen = replace(found.options, match="auto")
-        return replace(found, options=chosen, notes=notes, trials=explained)
+        return replace(found, options=chosen, notes=(*found.notes, *notes), trials=explained)
 
     @property
     def _folder(self) -> Path:

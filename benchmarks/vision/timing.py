@@ -58,7 +58,10 @@ def main() -> None:
     batches = list(cifar10("train", images)[0].split(BATCH))
     hm.trace(models[1], batches[0])  # the first export of a process also imports half of torch
     timed("tracing both", lambda: [hm.trace(model, batches[0]) for model in models])
-    plan = timed("plan (traces again)", lambda: hm.plan(models, batches, progress=False))
+    timed("plan with match='auto'", lambda: hm.plan(models, batches, progress=False))
+    plan = timed(
+        "plan with match='zip'", lambda: hm.plan(models, batches, match="zip", progress=False)
+    )
     cost = timed("cost (traces again)", lambda: plan.cost(models, batches))
     OUT.print(cost.summary())
     before = restart_peak()

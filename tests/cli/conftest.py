@@ -99,6 +99,7 @@ def write_config(path: Path, **changes: object) -> Path:
             {"python": "hetmerge_cli_factories:wide"},
             {"python": "hetmerge_cli_factories:narrow"},
         ],
+        "merge_method": "zip",
         "calibration": {"path": "inputs.npy", "batch_size": 32},
     }
     path.write_text(yaml.safe_dump({**config, **changes}))

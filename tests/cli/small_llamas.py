@@ -43,6 +43,7 @@ def write_tokenizer(folder: Path, text: str) -> None:
 def configure(folder: Path, **changes: object) -> None:
     config: dict[str, object] = {
         "models": [{"model": name} for name in SHAPES],
+        "merge_method": "zip",
         "calibration": {"path": "text.txt", "tokens": 512, "sequence_length": 16},
     }
     write_config(folder / "config.yaml", **{**config, **changes})

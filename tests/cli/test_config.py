@@ -27,7 +27,7 @@ def written(tmp_path: Path, data: object) -> Path:
 def test_defaults_need_not_be_written(tmp_path: Path) -> None:
     config = read_config(written(tmp_path, GOOD))
     assert config.weights == [3.0, 1.0]
-    assert (config.merge_method, config.dtype, config.out_dtype) == ("zip", "float32", None)
+    assert (config.merge_method, config.dtype, config.out_dtype) == ("auto", "float32", None)
     assert config.parameters == MergeParameters()
     assert (config.parameters.alpha, config.parameters.beta, config.parameters.width) == (
         0.5,

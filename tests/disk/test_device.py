@@ -61,7 +61,7 @@ def test_it_is_computed_there(parents, tmp_path, elsewhere, monkeypatch):
         return project(weights, *given)
 
     monkeypatch.setattr(projection, "project", projected)
-    hm.merge_to(tmp_path / "out", folders, batches, device=elsewhere, progress=False)
+    hm.merge_to(tmp_path / "out", folders, batches, device=elsewhere, progress=False, match="zip")
     assert seen == dict.fromkeys(("update", "add", "project"), {elsewhere})
 
 
@@ -110,7 +110,7 @@ def test_what_was_planned_goes_on_there(parents, tmp_path, elsewhere, monkeypatc
 def test_an_unknown_device_is_refused_before_anything_is_written(parents, tmp_path):
     _, folders, batches = parents("llama")
     with pytest.raises(hm.InputError, match="device: got 'nowhere'"):
-        hm.merge_to(tmp_path / "out", folders, batches, device="nowhere")
+        hm.merge_to(tmp_path / "out", folders, batches, device="nowhere", match="zip")
     assert not any("out" in path.name for path in tmp_path.iterdir())
 
 
@@ -120,4 +120,4 @@ def test_models_on_two_devices_are_refused(parents, elsewhere):
         hm.open_checkpoint(f, device=d) for f, d in zip(folders, ("cpu", elsewhere), strict=True)
     ]
     with pytest.raises(hm.InputError, match="models: are on cpu, .*; allowed: all of them on one"):
-        hm.plan(models, batches)
+        hm.plan(models, batches, match="zip")

@@ -86,7 +86,8 @@ class Killed(BaseException):
 @pytest.mark.parametrize("after", [1, 7, 20])
 def test_a_killed_merge_goes_on_to_the_same_bytes(parents, tmp_path, monkeypatch, after):
     _, folders, batches = parents("llama")
-    options = {"progress": False, "shard_bytes": 20_000, "out_dtype": torch.bfloat16}
+    options = {"match": "zip", "shard_bytes": 20_000, "out_dtype": torch.bfloat16}
+    options["progress"] = False
     hm.merge_to(tmp_path / "straight", folders, batches, **options)
 
     from hetmerge.shard_writer import ShardWriter
@@ -130,7 +131,7 @@ def test_a_merge_with_other_options_does_not_go_on(parents, tmp_path, monkeypatc
     with monkeypatch.context() as patch:
         patch.setattr(ShardWriter, "finish", die)
         with pytest.raises(Killed):
-            hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+            hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="zip")
     with pytest.raises(hm.CheckpointError, match="other parents, inputs or options; remove it"):
         hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="permute")
 
@@ -140,7 +141,7 @@ def test_a_merge_that_was_stopped_before_it_knew_anything(parents, tmp_path):
     work = unfinished(tmp_path / "out")
     work.mkdir()
     (work / ".run.json.draft").write_bytes(b"{")
-    hm.merge_to(tmp_path / "out", folders, batches, progress=False, refit=False)
+    hm.merge_to(tmp_path / "out", folders, batches, progress=False, refit=False, match="zip")
     assert not work.exists()
     assert not list((tmp_path / "out").glob(".*"))
 
@@ -155,11 +156,13 @@ def test_one_process_at_a_time(parents, tmp_path):
         with (work / "run.json").open("rb") as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
         with pytest.raises(hm.CheckpointError, match="another process is filling it"):
-            hm.merge_to(tmp_path / "out", folders, batches, progress=False, refit=False)
+            hm.merge_to(
+                tmp_path / "out", folders, batches, progress=False, refit=False, match="zip"
+            )
         assert work.is_dir()
         inside.append(1)
 
-    options = {"progress": False, "refit": False}
+    options = {"match": "zip", "progress": False, "refit": False}
     hm.merge_to(tmp_path / "out", folders, batches, prepared=busy, **options)
     assert inside
 
@@ -175,7 +178,7 @@ def test_what_is_kept_of_a_parent_is_little(parents, tmp_path, monkeypatch):
         release(self)
 
     monkeypatch.setattr(weights.OnDisk, "release", measured)
-    hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+    hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="zip")
     units = [sum(p.numel() for p in layer.parameters()) for m in models for layer in m.model.layers]
     tables = max(m.model.embed_tokens.weight.numel() for m in models)
     assert 0 < most <= max(units) + tables
@@ -203,7 +206,7 @@ def test_damaged_weights(parents, tmp_path, change, said):
     _, folders, batches = parents("llama")
     changed(folders[1], "model.layers.1.mlp.up_proj.weight", change)
     with pytest.raises(hm.HetmergeError, match=rf"parent1.*{said}"):
-        hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="zip")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["parent0", "parent1"]
 
 
@@ -212,7 +215,7 @@ def test_too_little_disk_is_told_before_work(parents, tmp_path, monkeypatch):
     usage = shutil.disk_usage(tmp_path)._replace(free=1000)
     monkeypatch.setattr("hetmerge.shard_writer.shutil.disk_usage", lambda path: usage)
     with pytest.raises(hm.CheckpointError, match=r"needs 0\.00 GB, 0\.00 GB are free"):
-        hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="zip")
 
 
 def test_overflow_of_the_written_type(parents, tmp_path):
@@ -221,18 +224,24 @@ def test_overflow_of_the_written_type(parents, tmp_path):
         changed(folder, "model.embed_tokens.weight", lambda t: t * 1e6)
     with pytest.raises(hm.CheckpointError, match=r"tensor 'model.embed_tokens.* float16 ends at"):
         hm.merge_to(
-            tmp_path / "out", folders, batches, out_dtype=torch.float16, progress=False, refit=False
+            tmp_path / "out",
+            folders,
+            batches,
+            out_dtype=torch.float16,
+            progress=False,
+            refit=False,
+            match="zip",
         )
 
 
 def test_what_parents_on_disk_cannot_do(parents, tmp_path):
     models, folders, batches = parents("llama")
     with pytest.raises(hm.InputError, match="budget: needs the statistics of all spaces"):
-        hm.merge_to(tmp_path / "out", folders, batches, budget={"parameters": 1e5})
+        hm.merge_to(tmp_path / "out", folders, batches, budget={"parameters": 1e5}, match="zip")
     with pytest.raises(hm.InputError, match="stop_at: a partial merge needs"):
-        hm.merge_to(tmp_path / "out", folders, batches, stop_at=1)
+        hm.merge_to(tmp_path / "out", folders, batches, stop_at=1, match="zip")
     with pytest.raises(hm.InputError, match="some are modules and some are checkpoints"):
-        hm.plan([models[0], hm.open_checkpoint(folders[1])], batches)
+        hm.plan([models[0], hm.open_checkpoint(folders[1])], batches, match="zip")
 
 
 def test_batch_norms_need_memory(tmp_path):
@@ -242,5 +251,5 @@ def test_batch_norms_need_memory(tmp_path):
     for folder, sizes in zip(folders, ((3, 8), (2, 12)), strict=True):
         hf.lively(hf.resnet(*sizes), 1).save_pretrained(folder)
     with pytest.raises(NeedsMemory, match="deep: has BatchNorms.*give the module"):
-        hm.merge_to(tmp_path / "out", folders, hf.images())
+        hm.merge_to(tmp_path / "out", folders, hf.images(), match="zip")
     assert sorted(p.name for p in tmp_path.iterdir()) == ["deep", "wide"]

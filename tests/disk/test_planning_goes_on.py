@@ -110,7 +110,7 @@ def test_inputs_that_do_not_fit_leave_nothing(parents, tmp_path, mortal):
     models = [hm.open_checkpoint(folder) for folder in folders]
     models[0].state.put("model.layers.2.mlp.up_proj.weight", torch.full((64, 32), torch.nan))
     with pytest.raises(hm.InputError, match="NaN"):
-        hm.merge_to(tmp_path / "out", models, batches, progress=False)
+        hm.merge_to(tmp_path / "out", models, batches, progress=False, match="zip")
     assert not unfinished(tmp_path / "out").exists()
 
 
@@ -120,7 +120,7 @@ def test_no_snapshot_without_room(parents, tmp_path, monkeypatch, mortal):
     monkeypatch.setattr(shutil, "disk_usage", lambda path: usage)
     mortal(3)
     with pytest.raises(Killed):
-        hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="zip")
     assert not unfinished(tmp_path / "out").exists()
 
 
@@ -128,14 +128,14 @@ def test_a_snapshot_that_cannot_be_read_is_named(parents, tmp_path, mortal):
     _, folders, batches = parents("llama")
     mortal(2)
     with pytest.raises(Killed):
-        hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="zip")
     file = unfinished(tmp_path / "out") / HALFWAY
     file.write_bytes(file.read_bytes()[:-1])
     with pytest.raises(hm.CheckpointError, match=rf"{HALFWAY}: has .* cut short or damaged"):
-        hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="zip")
     save_file({"0": torch.zeros(3)}, file, {"hetmerge snapshot, version 0": "{}"})
     with pytest.raises(hm.CheckpointError, match="is not a hetmerge snapshot, version 2; remove"):
-        hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="zip")
 
 
 def test_trees_keep_layouts_and_shared_memory(tmp_path):

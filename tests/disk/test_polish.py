@@ -118,8 +118,8 @@ def test_a_merge_that_was_to_be_polished_goes_on_without(parents, tmp_path, monk
 
 def test_tied_tensors_are_trained_and_written_as_one(parents, tmp_path):
     _, folders, batches = parents("gpt2")
-    hm.merge_to(tmp_path / "plain", folders, batches, progress=False)
-    hm.merge_to(tmp_path / "out", folders, batches, progress=False, polish=SETTINGS)
+    hm.merge_to(tmp_path / "plain", folders, batches, progress=False, match="zip")
+    hm.merge_to(tmp_path / "out", folders, batches, progress=False, polish=SETTINGS, match="zip")
     model = tf.GPT2LMHeadModel.from_pretrained(tmp_path / "out")
     assert model.lm_head.weight is model.transformer.wte.weight
     before, after = (load_file(tmp_path / d / "model.safetensors") for d in ("plain", "out"))

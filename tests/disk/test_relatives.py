@@ -54,8 +54,8 @@ def test_families_merge_in_memory_and_from_disk(pair: tuple[str, str], tmp_path)
     for i, model in enumerate(parents):
         folders.append(tmp_path / str(i))
         model.save_pretrained(folders[-1])
-    wanted = hm.merge(parents, batches, progress=False)
-    hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+    wanted = hm.merge(parents, batches, progress=False, match="zip")
+    hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="zip")
     found = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "out").eval()
     assert type(found).__name__ == type(wanted.model).__name__ == PAIRS[pair]
     assert torch.equal(logits(found, batches[0]), logits(wanted.model, batches[0]))
@@ -64,7 +64,7 @@ def test_families_merge_in_memory_and_from_disk(pair: tuple[str, str], tmp_path)
 
 def test_the_function_of_one_family_in_the_shape_of_two() -> None:
     parents, batches = parents_of(("llama", "qwen2")), inputs("llama")
-    result = hm.merge(parents, batches, weights=[0, 1], refit=False, progress=False)
+    result = hm.merge(parents, batches, weights=[0, 1], refit=False, progress=False, match="zip")
     apart = (logits(result.model, batches[0]) - logits(parents[1], batches[0])).abs().max()
     assert apart < 1e-3 * logits(parents[1], batches[0]).std()
 
@@ -78,7 +78,7 @@ def test_heads_of_a_class_that_does_not_declare_their_size(tmp_path) -> None:
         tf.LlamaForCausalLM(tf.LlamaConfig(num_hidden_layers=2, **sizes, **other)),
     ]
     parents = [hf.lively(model, 1).float() for model in parents]
-    merged = hm.merge(parents, inputs("llama"), progress=False).model
+    merged = hm.merge(parents, inputs("llama"), progress=False, match="zip").model
     config = merged.config
     assert (config.num_attention_heads, config.hidden_size, config.head_dim) == (6, 32, 8)
     merged.save_pretrained(tmp_path / "out")
@@ -91,7 +91,7 @@ def test_sliding_windows_are_not_stated_without_them() -> None:
     parents = parents_of(("mistral", "qwen2"))
     assert [type(m) for m in relatives(parents).models] == [type(m) for m in parents]
     with pytest.raises(hm.AlignmentError, match="bias' has no place in the merged network"):
-        hm.merge(parents, inputs("llama"), progress=False)
+        hm.merge(parents, inputs("llama"), progress=False, match="zip")
 
 
 def test_classes_that_make_something_else_of_the_same_tensors() -> None:
@@ -101,12 +101,12 @@ def test_classes_that_make_something_else_of_the_same_tensors() -> None:
     llama = tf.LlamaForCausalLM(tf.LlamaConfig(**config, tie_word_embeddings=True)).eval()
     assert {n for n, _ in gemma.named_parameters()} == {n for n, _ in llama.named_parameters()}
     with pytest.raises(hm.AlignmentError, match="GemmaForCausalLM, LlamaForCausalLM have tensors"):
-        hm.merge([gemma, llama], inputs("llama"), progress=False)
+        hm.merge([gemma, llama], inputs("llama"), progress=False, match="zip")
 
 
 def test_what_configurations_say_differently_is_reported() -> None:
     parents = parents_of(("mistral", "llama"))
-    plan = hm.plan(parents, inputs("llama"), progress=False)
+    plan = hm.plan(parents, inputs("llama"), progress=False, match="zip")
     assert plan.notes[0].startswith("models[1]: LlamaForCausalLM is stated as MistralForCausalLM")
     assert plan.notes[1].startswith(
         "the parents' configurations differ in sliding_window (4096, No"

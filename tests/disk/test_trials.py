@@ -7,6 +7,7 @@ import pytest
 import torch
 
 import hetmerge as hm
+from hetmerge import forecast as forecasting
 from hetmerge import trials, weights
 from hetmerge.batches import as_call
 from hetmerge.folder_merge import unfinished
@@ -87,11 +88,35 @@ def test_the_same_bytes_after_a_stop(parents, tmp_path, monkeypatch):
     assert sorted(p.name for p in tmp_path.glob(".*")) == []
 
 
-def test_a_plan_alone_has_no_place_for_trials(parents):
+def test_what_the_memory_does_not_hold_is_not_tried(parents, tmp_path, monkeypatch):
     _, folders, batches = parents("llama")
+    needed = forecasting.planning_bytes
+
+    def large(setting, calls, options):
+        return 10**15 if options.match == "pca" else needed(setting, calls, options)
+
+    monkeypatch.setattr(forecasting, "planning_bytes", large)
     models = [hm.open_checkpoint(folder) for folder in folders]
-    with pytest.raises(hm.InputError, match="takes a folder to write to; give it to merge_to"):
-        hm.plan(models, batches, match="auto", progress=False)
+    told = forecasting.forecast(models, [as_call(b) for b in batches], Options(match="auto"))
+    assert told.planning_bytes < 10**15
+    assert any("'pca' cannot be tried" in note for note in told.notes)
+    result = hm.merge_to(tmp_path / "out", folders, batches, match="auto", progress=False)
+    assert list(result.plan.trials) == ["permute", "zip"]
+    (note,) = [note for note in result.report.notes if "cannot be tried" in note]
+    assert note.startswith("match='auto': 'pca' cannot be tried: match: planning 'pca' takes ")
+
+
+def test_a_plan_alone_tries_in_a_temporary_folder(parents, tmp_path, monkeypatch):
+    modules, folders, batches = parents("gpt2")
+    models = [hm.open_checkpoint(folder) for folder in folders]
+    (tmp_path / "temporary").mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    plan = hm.plan(models, batches, match="auto", progress=False)
+    wanted = hm.plan(modules, batches, match="auto", importance="weights", progress=False)
+    assert plan.trials == wanted.trials
+    for one, two in zip(plan.spaces, wanted.spaces, strict=True):
+        assert all(a is b or torch.equal(a, b) for a, b in zip(one.labels, two.labels, strict=True))
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_forecast_counts_the_trials(parents, monkeypatch):

@@ -74,7 +74,7 @@ def test_refit_asks_for_the_same_positions() -> None:
 
 def test_windows_for_another_number_of_parents() -> None:
     with pytest.raises(InputError, match="windows for 3 models; allowed: 4, the parents and"):
-        hm.plan([net(), net(), net()], [windows(0)], progress=False)
+        hm.plan([net(), net(), net()], [windows(0)], progress=False, match="zip")
 
 
 def test_windows_one_by_one_hold_the_same_positions() -> None:

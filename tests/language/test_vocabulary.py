@@ -226,13 +226,15 @@ def test_refit_keeps_the_scale_of_logits() -> None:
 
 def test_without_a_vocabulary_rows_must_agree() -> None:
     with pytest.raises(hm.PlanError, match="differs? in size"):
-        hm.merge([llama(40), llama(48)], batches(40), progress=False)
+        hm.merge([llama(40), llama(48)], batches(40), progress=False, match="zip")
 
 
 def test_a_vocabulary_for_other_models_is_refused() -> None:
     vocabulary = Vocabulary(40, (torch.arange(40), torch.arange(40)), "")
     with pytest.raises(hm.InputError, match=r"models\[1\] has 48 rows .* made for 40"):
-        hm.merge([llama(40), llama(48)], batches(40), vocabulary=vocabulary, progress=False)
+        hm.merge(
+            [llama(40), llama(48)], batches(40), vocabulary=vocabulary, progress=False, match="zip"
+        )
 
 
 def test_a_plan_holds_the_vocabulary(tmp_path) -> None:
@@ -241,9 +243,9 @@ def test_a_plan_holds_the_vocabulary(tmp_path) -> None:
     models = [llama(count) for count in rows]
     vocabulary = base_vocabulary(tokenizers, rows, 0)
     data = batches(min(rows))
-    plan = hm.plan(models, data, vocabulary=vocabulary, refit=False, progress=False)
+    plan = hm.plan(models, data, vocabulary=vocabulary, refit=False, progress=False, match="zip")
     plan.save(tmp_path / "plan")
     again = hm.apply(hm.AlignmentPlan.load(tmp_path / "plan"), models, data, progress=False)
-    once = hm.merge(models, data, vocabulary=vocabulary, refit=False, progress=False)
+    once = hm.merge(models, data, vocabulary=vocabulary, refit=False, progress=False, match="zip")
     ids = data[0]["input_ids"]
     assert torch.equal(logits(again.model, ids), logits(once.model, ids))

@@ -26,7 +26,7 @@ WANTED = {
 def test_numbers_of_the_configuration_are_reached(case: str) -> None:
     base = {"hidden_size": 48, "intermediate_size": 96, "num_attention_heads": 6}
     fields = {**base, "num_key_value_heads": 3, **WANTED[case]}
-    result = hm.merge(llamas(), hf.tokens(), architecture=fields, progress=False)
+    result = hm.merge(llamas(), hf.tokens(), architecture=fields, progress=False, match="zip")
     config = result.model.config
     assert {name: getattr(config, name) for name in fields} == fields
     assert config.head_dim == 8
@@ -38,7 +38,9 @@ def test_numbers_of_the_configuration_are_reached(case: str) -> None:
 
 def test_what_is_not_named_is_the_deepest_parents() -> None:
     parents = [hf.lively(hf.llama(3, 48, 6, 3), 1), hf.lively(hf.llama(2, 32, 4, 2), 2)]
-    merged = hm.merge(parents, hf.tokens(), architecture={"hidden_size": 60}, progress=False).model
+    merged = hm.merge(
+        parents, hf.tokens(), architecture={"hidden_size": 60}, progress=False, match="zip"
+    ).model
     assert merged.config.hidden_size == 60
     mine, base = merged.config.to_dict(), parents[0].config.to_dict()
     assert {k for k in base if mine[k] != base[k]} == {"hidden_size", "dtype"}
@@ -56,7 +58,9 @@ def test_fewer_heads_than_the_widest_parent() -> None:
 def test_numbers_that_follow_from_others_can_be_named() -> None:
     parents = [hf.lively(hf.gpt2(2, 16), 1), hf.lively(hf.gpt2(2, 16), 2)]
     assert parents[0].config.n_inner is None
-    merged = hm.merge(parents, hf.tokens(), architecture={"n_inner": 80}, progress=False).model
+    merged = hm.merge(
+        parents, hf.tokens(), architecture={"n_inner": 80}, progress=False, match="zip"
+    ).model
     assert merged.config.n_inner == 80
     assert merged.transformer.h[0].mlp.c_fc.weight.shape == (16, 80)
 
@@ -64,8 +68,12 @@ def test_numbers_that_follow_from_others_can_be_named() -> None:
 def test_union_as_an_architecture_is_the_union() -> None:
     parents = [hf.lively(hf.gpt2(2, 16), 1).double(), hf.lively(hf.gpt2(2, 16), 2).double()]
     fields = {"n_embd": 32, "n_head": 4}
-    merged = hm.merge(parents, hf.tokens(), architecture=fields, refit=False, progress=False).model
-    wanted = hm.merge(parents, hf.tokens(), width="union", refit=False, progress=False).model
+    merged = hm.merge(
+        parents, hf.tokens(), architecture=fields, refit=False, progress=False, match="zip"
+    ).model
+    wanted = hm.merge(
+        parents, hf.tokens(), width="union", refit=False, progress=False, match="zip"
+    ).model
     batch = {"input_ids": hf.tokens()[0]["input_ids"]}
     with torch.no_grad():
         assert torch.equal(merged(**batch).logits, wanted(**batch).logits)
@@ -88,22 +96,35 @@ REFUSED = {
 def test_refused(case: str) -> None:
     fields, message = REFUSED[case]
     with pytest.raises(hm.PlanError, match=message) as caught:
-        hm.plan(llamas(), hf.tokens(), architecture=fields, progress=False)
+        hm.plan(llamas(), hf.tokens(), architecture=fields, progress=False, match="zip")
     assert "\n" not in str(caught.value)
 
 
 def test_only_for_transformers_models(make) -> None:
     parents = [make(perceptron, [8]), make(perceptron, [12])]
     with pytest.raises(hm.PlanError, match="allowed for transformers models"):
-        hm.plan(parents, [torch.randn(20, 6).double()] * 2, architecture={"a": 3}, progress=False)
+        hm.plan(
+            parents,
+            [torch.randn(20, 6).double()] * 2,
+            architecture={"a": 3},
+            progress=False,
+            match="zip",
+        )
 
 
 @pytest.mark.parametrize("value", [{}, {"a": 0}, {"a": "b"}, 7, {"a": True}])
 def test_not_numbers_by_name(value: object) -> None:
     with pytest.raises(hm.InputError, match="architecture: got .*; allowed: names of whole"):
-        hm.plan(llamas(), hf.tokens(), architecture=value, progress=False)
+        hm.plan(llamas(), hf.tokens(), architecture=value, progress=False, match="zip")
 
 
 def test_beside_another_dial() -> None:
     with pytest.raises(hm.InputError, match="beside width=1.5"):
-        hm.plan(llamas(), hf.tokens(), architecture={"hidden_size": 48}, width=1.5, progress=False)
+        hm.plan(
+            llamas(),
+            hf.tokens(),
+            architecture={"hidden_size": 48},
+            width=1.5,
+            progress=False,
+            match="zip",
+        )

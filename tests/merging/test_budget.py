@@ -57,7 +57,7 @@ WIDTHS = ["max", "union", 0.75, {"default": 1.25, "stem.0": 9}]
 
 @pytest.mark.parametrize("width", WIDTHS, ids=str)
 def test_cost_is_that_of_the_merged_model(width, parents, images) -> None:
-    plan = hm.plan(parents, images, width=width, progress=False)
+    plan = hm.plan(parents, images, width=width, progress=False, match="zip")
     setting, partitions = setting_of(plan, parents)
     widths = {s.index: s.size for s in setting.skeleton.graph.spaces}
     widths |= {k: p.width for k, p in partitions.items()}
@@ -82,8 +82,10 @@ def test_budget_is_met_and_the_plan_can_be_kept(match, parents, images, tmp_path
 
 
 def test_budget_of_flops(parents, images) -> None:
-    limit = flops(hm.merge(parents, images, refit=False, progress=False).model, images[0])
-    result = hm.merge(parents, images, budget={"flops": limit}, progress=False)
+    limit = flops(
+        hm.merge(parents, images, refit=False, progress=False, match="zip").model, images[0]
+    )
+    result = hm.merge(parents, images, budget={"flops": limit}, progress=False, match="zip")
     assert 0.95 * limit < flops(result.model, images[0]) <= limit
 
 
@@ -157,16 +159,19 @@ def test_a_space_counts_once_per_layer_that_reads_it(small, vectors, monkeypatch
 
 
 def test_above_union_is_union(parents, images) -> None:
-    union = hm.plan(parents, images, width="union", progress=False)
-    found = hm.plan(parents, images, budget={"parameters": 10**9}, progress=False)
+    union = hm.plan(parents, images, width="union", progress=False, match="zip")
+    found = hm.plan(parents, images, budget={"parameters": 10**9}, progress=False, match="zip")
     assert [s.width for s in found.spaces] == [s.width for s in union.spaces]
     assert predicted(found) == (0.0, 0.0)
 
 
 def test_more_is_predicted_to_lose_less(parents, images) -> None:
-    even = count(hm.merge(parents, images, refit=False, progress=False).model)
+    even = count(hm.merge(parents, images, refit=False, progress=False, match="zip").model)
     budgets = [round(factor * even) for factor in (0.7, 1.1, 1.6)]
-    plans = [hm.plan(parents, images, budget={"parameters": b}, progress=False) for b in budgets]
+    plans = [
+        hm.plan(parents, images, budget={"parameters": b}, progress=False, match="zip")
+        for b in budgets
+    ]
     losses, bounds = zip(*map(predicted, plans), strict=True)
     assert losses[0] > losses[1] > losses[2]
     assert all(0.5 * loss < bound <= loss for loss, bound in zip(losses, bounds, strict=True))
@@ -174,13 +179,13 @@ def test_more_is_predicted_to_lose_less(parents, images) -> None:
 
 def test_too_small_a_budget_names_the_smallest(parents, images) -> None:
     with pytest.raises(InputError, match="allowed: [0-9,]+ or more") as caught:
-        hm.plan(parents, images, budget={"parameters": 10}, progress=False)
+        hm.plan(parents, images, budget={"parameters": 10}, progress=False, match="zip")
     smallest = int(re.search(r"allowed: ([0-9,]+)", str(caught.value))[1].replace(",", ""))
     assert str(caught.value).startswith("budget: got 10 parameters")
-    result = hm.merge(parents, images, budget={"parameters": smallest}, progress=False)
+    result = hm.merge(parents, images, budget={"parameters": smallest}, progress=False, match="zip")
     assert count(result.model) == smallest
     with pytest.raises(InputError):
-        hm.plan(parents, images, budget={"parameters": smallest - 1}, progress=False)
+        hm.plan(parents, images, budget={"parameters": smallest - 1}, progress=False, match="zip")
 
 
 WRONG = [
@@ -207,9 +212,11 @@ def test_a_family_of_equal_units_stays_one() -> None:
     models = [pretrained.lively(pretrained.llama(3, 32), 0)]
     models.append(pretrained.lively(pretrained.llama(2, 32), 1))
     batches = pretrained.tokens()
-    even = hm.merge(models, batches, refit=False, progress=False).model
+    even = hm.merge(models, batches, refit=False, progress=False, match="zip").model
     limit = round(1.2 * count(even))
-    result = hm.merge(models, batches, budget={"parameters": limit}, refit=False, progress=False)
+    result = hm.merge(
+        models, batches, budget={"parameters": limit}, refit=False, progress=False, match="zip"
+    )
     assert count(even) < count(result.model) <= limit
     assert result.model.config.hidden_size == 32
     assert result.model.config.intermediate_size > even.config.intermediate_size

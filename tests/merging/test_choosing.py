@@ -11,6 +11,9 @@ from torch import Tensor, nn
 import hetmerge as hm
 from hetmerge.batches import as_call
 from hetmerge.choosing import SAMPLES, split
+from hetmerge.dial import match_within
+from hetmerge.matching import Matching
+from hetmerge.options import Options
 from hetmerge.random_half import random_half
 
 EXACT = 1e-6  # trials are rounded to six decimals
@@ -176,3 +179,25 @@ def test_a_random_half_of_every_parent_is_the_control() -> None:
     chosen = hm.merge(parents, batches(), outputs="concat", match="select", progress=False)
     after = [result.report.fits[-1]["after"] for result in (drawn, chosen)]
     assert after[0] < after[1] - 0.01
+
+
+def test_a_candidate_that_cannot_be_merged_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*names: str) -> None:
+        def match(statistics: hm.Statistics, options: Options) -> Matching:
+            if options.match in names:
+                raise hm.PlanError(f"no {options.match} here")
+            return match_within(statistics, options)
+
+        monkeypatch.setattr("hetmerge.choosing.match_within", match)
+
+    refuse("select")
+    plan = hm.plan(same_task(), batches(), progress=False)
+    assert list(plan.trials) == ["permute", "zip"]
+    assert "match='auto': 'select' cannot be tried: no select here" in plan.notes
+    monkeypatch.setattr("hetmerge.choosing.trial", lambda *_: refuse_all())
+    with pytest.raises(hm.PlanError, match="^nothing can be built$"):
+        hm.plan(same_task(), batches(), progress=False)
+
+
+def refuse_all() -> float:
+    raise hm.PlanError("nothing can be built")

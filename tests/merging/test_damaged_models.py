@@ -97,7 +97,7 @@ def test_not_json(saved: Path) -> None:
 
 def test_template_of_another_class(make, images, tmp_path: Path) -> None:
     parents = [make(ResNet, [2, 1], 8), make(ResNet, [1, 1], 12, seed=1)]
-    hm.merge(parents, images, progress=False).save(tmp_path / "merged")
+    hm.merge(parents, images, progress=False, match="zip").save(tmp_path / "merged")
     for template in (make(perceptron, [8]), make(vgg, [8, 8])):
         message = refused(tmp_path / "merged", template)
         assert message.startswith("template: Sequential has no module '")

@@ -173,7 +173,7 @@ def test_models_that_are_none(refused, make) -> None:
 
 def test_one_model_is_returned(make, images) -> None:
     parent = make(ResNet, [2, 1], 8)
-    result = hm.merge([parent], images, progress=False)
+    result = hm.merge([parent], images, progress=False, match="zip")
     with torch.no_grad():
         assert torch.allclose(result.model(images[0]), parent(images[0]), rtol=1e-8)
 

@@ -26,7 +26,7 @@ def test_outputs_of_different_size(make, images) -> None:
 
 def test_outputs_side_by_side(make, images) -> None:
     parents = [make(ResNet, [2, 1], 8, 5), make(ResNet, [1, 1], 12, 7, seed=1)]
-    options = {"outputs": "concat", "width": "union", "progress": False}
+    options = {"match": "zip", "outputs": "concat", "width": "union", "progress": False}
     model = hm.merge(parents, images, **options).model
     with torch.no_grad():
         wanted = torch.cat([m(images[0]) for m in parents], 1)
@@ -36,7 +36,7 @@ def test_outputs_side_by_side(make, images) -> None:
 def test_shared_labels_are_averaged_and_others_kept(make, images) -> None:
     parents = [make(ResNet, [2, 1], 8, 3), make(ResNet, [1, 1], 12, 4, seed=1)]
     labels = [["cat", "dog", "cow"], ["hen", "cow", "cat", "pig"]]
-    result = hm.merge(parents, images, labels=labels, width="union", progress=False)
+    result = hm.merge(parents, images, labels=labels, width="union", progress=False, match="zip")
     with torch.no_grad():
         a, b = (m(images[0]) for m in parents)
         found = result.model(images[0])

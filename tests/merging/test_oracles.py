@@ -47,13 +47,15 @@ def test_weight_of_one_returns_the_parent(case) -> None:
     parents, batches, _ = case
     for kept, wanted in enumerate(outputs(parents, batches[0])):
         weights = [float(m == kept) for m in range(2)]
-        result = hm.merge(parents, batches, weights=weights, refit=False, progress=False)
+        result = hm.merge(
+            parents, batches, weights=weights, refit=False, progress=False, match="zip"
+        )
         assert distance(result.model, wanted, batches[0]) < 1e-8
 
 
 def test_merged_with_itself_returns_itself(case) -> None:
     parents, batches, _ = case
-    result = hm.merge([parents[0], parents[0]], batches, progress=False)
+    result = hm.merge([parents[0], parents[0]], batches, progress=False, match="zip")
     assert distance(result.model, outputs(parents, batches[0])[0], batches[0]) < 1e-8
 
 
@@ -61,9 +63,9 @@ def test_union_is_the_ensemble_where_no_norm_mixes_features(case) -> None:
     parents, batches, exact = case
     if exact is None:
         with pytest.raises(hm.PlanError, match="cannot run at its new sizes"):
-            hm.merge(parents, batches, width="union", progress=False)
+            hm.merge(parents, batches, width="union", progress=False, match="zip")
         return
-    result = hm.merge(parents, batches, width="union", weights=[1, 3], progress=False)
+    result = hm.merge(parents, batches, width="union", weights=[1, 3], progress=False, match="zip")
     assert result.report.exact == exact
     a, b = outputs(parents, batches[0])
     if exact:
@@ -75,12 +77,12 @@ def test_union_is_the_ensemble_where_no_norm_mixes_features(case) -> None:
 def test_three_parents(make, images) -> None:
     shapes = [([3, 1], 8), ([2, 2], 12), ([1, 1], 4)]
     parents = [make(ResNet, *shape, seed=i) for i, shape in enumerate(shapes)]
-    result = hm.merge(parents, images, width="union", progress=False)
+    result = hm.merge(parents, images, width="union", progress=False, match="zip")
     wanted = sum(outputs(parents, images[0])) / 3
     assert distance(result.model, wanted, images[0]) < 1e-10
     for kept in range(3):
         weights = [float(m == kept) for m in range(3)]
-        result = hm.merge(parents, images, weights=weights, progress=False)
+        result = hm.merge(parents, images, weights=weights, progress=False, match="zip")
         assert distance(result.model, outputs(parents, images[0])[kept], images[0]) < 1e-8
 
 
@@ -92,5 +94,5 @@ def test_scale_of_activations_does_not_matter(make, images) -> None:
             if isinstance(module, nn.BatchNorm2d):
                 module.weight.mul_(1e-5)
                 module.bias.mul_(1e-5)
-    result = hm.merge([parent, parent], images, refit=False, progress=False)
+    result = hm.merge([parent, parent], images, refit=False, progress=False, match="zip")
     assert distance(result.model, outputs([parent], images[0])[0], images[0]) < 1e-8

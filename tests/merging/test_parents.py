@@ -61,13 +61,15 @@ def test_parents_stay_as_they_were(family, shapes, inputs, options, make, reques
 def test_frozen_parameters_stay_frozen(make, images) -> None:
     parents = [make(ResNet, [2, 1], 8), make(ResNet, [1, 1], 12, seed=1)]
     parents[0].stem.requires_grad_(False)
-    model = hm.merge(parents, images, progress=False).model
+    model = hm.merge(parents, images, progress=False, match="zip").model
     assert not any(p.requires_grad for p in model.stem.parameters())
     assert all(p.requires_grad for p in model.layers.parameters())
 
 
 def test_same_batches_and_seed_give_the_same_bytes(make, images) -> None:
     parents = [make(ResNet, [2, 1], 8), make(ResNet, [1, 1], 12, seed=1)]
-    first, second = (hm.merge(parents, images, seed=3, progress=False).model for _ in range(2))
+    first, second = (
+        hm.merge(parents, images, seed=3, progress=False, match="zip").model for _ in range(2)
+    )
     for name, tensor in first.state_dict().items():
         assert torch.equal(tensor, second.state_dict()[name]), name

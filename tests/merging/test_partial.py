@@ -39,7 +39,9 @@ def gap(found: Tensor, wanted: Tensor) -> float:
 )
 def test_union_is_the_ensemble(stop_at, depth, parents, images) -> None:
     """Also where one parent has no unit at the cut, but has one behind it (tail)."""
-    result = hm.merge(parents, images, width="union", depth=depth, stop_at=stop_at, progress=False)
+    result = hm.merge(
+        parents, images, width="union", depth=depth, stop_at=stop_at, progress=False, match="zip"
+    )
     assert result.report.exact
     each = [run(p, images[0]) for p in parents]
     assert gap(run(result.model, images[0]), sum(each) / 2) < EXACT
@@ -58,7 +60,7 @@ def test_self_merge_keeps_the_function(match, parents, images) -> None:
 def test_outputs_that_all_parents_have_are_not_scaled(parents, images) -> None:
     """In whatever order they stand; as refit treats those of a whole merge."""
     labels = [["a", "b", "c", "d", "e"], ["e", "d", "c", "b", "a"]]
-    result = hm.merge(parents, images, stop_at=3, labels=labels, progress=False)
+    result = hm.merge(parents, images, stop_at=3, labels=labels, progress=False, match="zip")
     each = [run(result.model, images[0], head=name) for name in ("parent0", "parent1")]
     assert gap(run(result.model, images[0]), (each[0] + each[1].flip(1)) / 2) < EXACT
 
@@ -67,7 +69,9 @@ def test_heads_refit_towards_their_parent(parents, images) -> None:
     """Behind the cut every head answers more like its parent once it is solved for the trunk."""
     errors = {}
     for refit in (True, False):
-        result = hm.merge(parents, images, stop_at=3, outputs="concat", refit=refit, progress=False)
+        result = hm.merge(
+            parents, images, stop_at=3, outputs="concat", refit=refit, progress=False, match="zip"
+        )
         errors[refit] = [
             gap(run(result.model, images[0], head=f"parent{m}"), run(p, images[0]))
             for m, p in enumerate(parents)
@@ -79,13 +83,15 @@ def test_heads_refit_towards_their_parent(parents, images) -> None:
 
 
 def test_outputs_stand_side_by_side_as_the_heads_give_them(parents, images) -> None:
-    result = hm.merge(parents, images, stop_at=2, outputs="concat", refit=False, progress=False)
+    result = hm.merge(
+        parents, images, stop_at=2, outputs="concat", refit=False, progress=False, match="zip"
+    )
     each = [run(result.model, images[0], head=name) for name in result.model.heads]
     assert torch.equal(run(result.model, images[0]), torch.cat(each, 1))
 
 
 def test_refit_reads_the_parents_features_better(parents, images) -> None:
-    plan = hm.plan(parents, images, stop_at=2, progress=False)
+    plan = hm.plan(parents, images, stop_at=2, progress=False, match="zip")
     own = [unit for unit in plan.slots[1][0][:2] if unit is not None][-1]
     seen: list[Tensor] = []
     hook = parents[1].layers[0][own].register_forward_hook(lambda _m, _i, y: seen.append(y))
@@ -112,9 +118,9 @@ def test_refitted_outputs_side_by_side_are_scaled_to_each_other(result, parents,
 
 def test_heads_are_called_as_asked(parents, images, tmp_path: Path) -> None:
     names = ["cats", "dogs"]
-    result = hm.merge(parents, images, stop_at=2, names=names, progress=False)
+    result = hm.merge(parents, images, stop_at=2, names=names, progress=False, match="zip")
     assert list(result.model.heads) == names
-    plain = hm.merge(parents, images, stop_at=2, progress=False)
+    plain = hm.merge(parents, images, stop_at=2, progress=False, match="zip")
     assert torch.equal(
         run(result.model, images[0], head="dogs"), run(plain.model, images[0], head="parent1")
     )
@@ -137,13 +143,20 @@ def test_heads_are_called_as_asked(parents, images, tmp_path: Path) -> None:
 )
 def test_bad_names(names, says, parents, images) -> None:
     with pytest.raises(InputError, match=says):
-        hm.plan(parents, images, stop_at=2, names=names, progress=False)
+        hm.plan(parents, images, stop_at=2, names=names, progress=False, match="zip")
 
 
 def test_shared_names_are_averaged_by_weight(parents, images) -> None:
     labels = [["a", "b", "c", "d", "e"], ["e", "f", "a", "g", "h"]]
     result = hm.merge(
-        parents, images, stop_at=2, labels=labels, weights=[3, 1], refit=False, progress=False
+        parents,
+        images,
+        stop_at=2,
+        labels=labels,
+        weights=[3, 1],
+        refit=False,
+        progress=False,
+        match="zip",
     )
     y, z = (run(result.model, images[0], head=name) for name in result.model.heads)
     wanted = torch.cat([y, z[:, [1, 3, 4]]], 1)
@@ -197,7 +210,7 @@ def test_export(head, result, images) -> None:
 def test_trains_and_leaves_the_parents_alone(parents, images) -> None:
     before = [copy.deepcopy(p.state_dict()) for p in parents]
     parents[0].stem.requires_grad_(False)
-    model = hm.merge(parents, images, stop_at=2, progress=False).model
+    model = hm.merge(parents, images, stop_at=2, progress=False, match="zip").model
     frozen = [name for name, p in model.named_parameters() if not p.requires_grad]
     assert frozen == [name for name in dict(model.named_parameters()) if ".stem." in name]
     assert len(frozen) == 4
@@ -244,7 +257,7 @@ class Skip(nn.Module):
 def test_what_else_crosses_is_named(make, vectors) -> None:
     parents = [make(Skip, 3), make(Skip, 2, seed=1)]
     with pytest.raises(PlanError, match="behind 'blocks.1', merged network|behind 'blocks.1'"):
-        hm.plan(parents, vectors, stop_at=2, progress=False)
+        hm.plan(parents, vectors, stop_at=2, progress=False, match="zip")
 
 
 @pytest.mark.parametrize(
@@ -259,12 +272,12 @@ def test_what_else_crosses_is_named(make, vectors) -> None:
 )
 def test_bad_places(stop_at, error, says, parents, images) -> None:
     with pytest.raises(error, match=says):
-        hm.plan(parents, images, stop_at=stop_at, progress=False)
+        hm.plan(parents, images, stop_at=stop_at, progress=False, match="zip")
 
 
 def test_plain_networks(make, images) -> None:
     parents = [make(vgg, [8, 8, 8, 16]), make(vgg, [12, 12, 20], seed=1)]
-    result = hm.merge(parents, images, width="union", stop_at=2, progress=False)
+    result = hm.merge(parents, images, width="union", stop_at=2, progress=False, match="zip")
     wanted = sum(run(p, images[0]) for p in parents) / 2
     assert gap(run(result.model, images[0]), wanted) < EXACT
     with pytest.raises(InputError, match="head: got 'a'; allowed: parent0, parent1"):

@@ -31,7 +31,12 @@ def test_self_merge_of_a_language_model_keeps_the_function() -> None:
     parent = hf.lively(hf.llama(3, 32), 1)
     batches = hf.tokens()
     result = hm.merge(
-        [parent, copy.deepcopy(parent)], batches, stop_at=2, refit=False, progress=False
+        [parent, copy.deepcopy(parent)],
+        batches,
+        stop_at=2,
+        refit=False,
+        progress=False,
+        match="zip",
     )
     assert gap(logits(result.model, batches[0]), logits(parent, batches[0])) < EXACT
     assert result.report.merged_parameters < 2 * sum(p.numel() for p in parent.parameters())
@@ -50,6 +55,7 @@ def test_language_models_of_different_shape(tmp_path: Path) -> None:
             names=names,
             refit=refit,
             progress=False,
+            match="zip",
         )
         errors[refit] = [
             gap(logits(result.model, batches[0], head=name), logits(parent, batches[0]))
@@ -67,6 +73,6 @@ def test_language_models_of_different_shape(tmp_path: Path) -> None:
 def test_image_models_at_union_are_the_ensemble() -> None:
     parents = [hf.lively(hf.resnet(2, 8), 1), hf.lively(hf.resnet(1, 12), 2)]
     batches = hf.images()
-    result = hm.merge(parents, batches, width="union", stop_at=2, progress=False)
+    result = hm.merge(parents, batches, width="union", stop_at=2, progress=False, match="zip")
     wanted = sum(logits(parent, batches[0]) for parent in parents) / 2
     assert gap(logits(result.model, batches[0]), wanted) < EXACT

@@ -58,8 +58,8 @@ OPTIONS = {
     },
     "auto": {"match": "auto", "outputs": "concat"},
     "selection": {"match": "select", "importance": "weights"},
-    "widths by name": {"width": {"default": 1.25, "stem.0": 9}},
-    "labels": {"labels": [["a", "b", "c", "d", "e"], ["c", "d", "e", "f", "g"]]},
+    "widths by name": {"match": "zip", "width": {"default": 1.25, "stem.0": 9}},
+    "labels": {"match": "zip", "labels": [["a", "b", "c", "d", "e"], ["c", "d", "e", "f", "g"]]},
 }  # fmt: skip
 
 
@@ -79,7 +79,7 @@ def test_saved_plan_gives_the_same_bytes(name: str, parents, images, tmp_path: P
 
 
 def test_plan_in_a_checkpoint_gives_the_same_bytes(parents, images, tmp_path: Path) -> None:
-    direct = hm.merge(parents, images, progress=False)
+    direct = hm.merge(parents, images, progress=False, match="zip")
     direct.save(tmp_path / "merged")
     plan = AlignmentPlan.load(tmp_path / "merged" / "plan")
     assert same(hm.apply(plan, parents, images, progress=False).model, direct.model)
@@ -88,7 +88,7 @@ def test_plan_in_a_checkpoint_gives_the_same_bytes(parents, images, tmp_path: Pa
 
 
 def test_plan_holds_no_weights(parents, images, tmp_path: Path) -> None:
-    hm.plan(parents, images, progress=False).save(tmp_path / "plan")
+    hm.plan(parents, images, progress=False, match="zip").save(tmp_path / "plan")
     assert sorted(p.name for p in (tmp_path / "plan").iterdir()) == [
         "plan.json",
         "plan.safetensors",
@@ -101,9 +101,9 @@ def test_plan_holds_no_weights(parents, images, tmp_path: Path) -> None:
 
 
 def test_options_of_apply_override_the_plan(parents, images) -> None:
-    plan = hm.plan(parents, images, progress=False)
+    plan = hm.plan(parents, images, progress=False, match="zip")
     result = hm.apply(plan, parents, refit=False, repair="none", progress=False)
-    direct = hm.merge(parents, images, refit=False, progress=False)
+    direct = hm.merge(parents, images, refit=False, progress=False, match="zip")
     with torch.no_grad():  # only the norms' statistics take batches
         assert torch.allclose(result.model(images[0]), direct.model(images[0]), rtol=1e-10)
     assert plan.options.refit
@@ -112,7 +112,7 @@ def test_options_of_apply_override_the_plan(parents, images) -> None:
 
 
 def test_refit_without_batches(parents, images) -> None:
-    plan = hm.plan(parents, images, progress=False)
+    plan = hm.plan(parents, images, progress=False, match="zip")
     with pytest.raises(InputError) as caught:
         hm.apply(plan, parents, progress=False)
     assert str(caught.value) == (
@@ -122,7 +122,7 @@ def test_refit_without_batches(parents, images) -> None:
 
 
 def test_exact_plan_needs_no_batches(parents, images) -> None:
-    plan = hm.plan(parents, images, width="union", progress=False)
+    plan = hm.plan(parents, images, width="union", progress=False, match="zip")
     model = hm.apply(plan, parents, progress=False).model
     with torch.no_grad():
         wanted = sum(m(images[0]) for m in parents) / 2
@@ -130,7 +130,7 @@ def test_exact_plan_needs_no_batches(parents, images) -> None:
 
 
 def test_plan_for_other_models(parents, images, make) -> None:
-    plan = hm.plan(parents, images, progress=False)
+    plan = hm.plan(parents, images, progress=False, match="zip")
     other = make(ResNet, [3, 2], 12)
     with pytest.raises(PlanError, match=r"^models\[0\]: got ResNet with .* the plan was made for"):
         hm.apply(plan, [other, parents[1]], images)
@@ -141,7 +141,7 @@ def test_plan_for_other_models(parents, images, make) -> None:
 
 
 def test_wrong_arguments_of_apply(parents, images) -> None:
-    plan = hm.plan(parents, images, progress=False)
+    plan = hm.plan(parents, images, progress=False, match="zip")
     wrong = {
         "models: got one module; allowed: ": {"models": parents[0]},
         "models[1]: got NoneType; allowed: ": {"models": [parents[0], None]},
@@ -158,7 +158,7 @@ def test_wrong_arguments_of_apply(parents, images) -> None:
 
 
 def test_same_shapes_with_other_weights_are_allowed(parents, images, make) -> None:
-    plan = hm.plan(parents, images, progress=False)
+    plan = hm.plan(parents, images, progress=False, match="zip")
     other = [make(ResNet, [3, 2], 8, seed=5), make(ResNet, [2, 1], 12, seed=6)]
     result = hm.apply(plan, other, images, progress=False)
     assert torch.isfinite(result.model(images[0])).all()
@@ -194,7 +194,7 @@ DAMAGES = {
 
 @pytest.mark.parametrize("message", DAMAGES)
 def test_damaged_plan(message: str, parents, images, tmp_path: Path) -> None:
-    hm.plan(parents, images, progress=False).save(tmp_path / "plan")
+    hm.plan(parents, images, progress=False, match="zip").save(tmp_path / "plan")
     DAMAGES[message](tmp_path / "plan")
     with pytest.raises(PlanError) as caught:
         AlignmentPlan.load(tmp_path / "plan")
@@ -204,7 +204,7 @@ def test_damaged_plan(message: str, parents, images, tmp_path: Path) -> None:
 
 def test_plan_that_cannot_be_written(parents, images, tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    plan = hm.plan(parents, images, progress=False)
+    plan = hm.plan(parents, images, progress=False, match="zip")
     with pytest.raises(PlanError, match="cannot be written"):
         plan.save(tmp_path / "file")
     assert (tmp_path / "file").read_text() == ""
@@ -212,7 +212,7 @@ def test_plan_that_cannot_be_written(parents, images, tmp_path: Path) -> None:
 
 def test_batches_of_two_sizes_are_planned_and_applied(parents, images) -> None:
     uneven = [*images, images[0][:5]]
-    direct = hm.merge(parents, uneven, progress=False)
-    plan = hm.plan(parents, uneven, progress=False)
+    direct = hm.merge(parents, uneven, progress=False, match="zip")
+    plan = hm.plan(parents, uneven, progress=False, match="zip")
     assert same(hm.apply(plan, parents, uneven, progress=False).model, direct.model)
     assert plan.samples == 53

@@ -64,7 +64,7 @@ def test_language_models_come_nearer_to_the_mixed_probabilities() -> None:
     models, batches = llamas()
     before = copy.deepcopy(models)
     weights = [0.75, 0.25]
-    result = hm.merge(models, batches, weights=weights, progress=False)
+    result = hm.merge(models, batches, weights=weights, progress=False, match="zip")
     merged = copy.deepcopy(result.model)
     better = result.polish(models, batches, steps=20, learning_rate=1e-3, progress=False)
     done = better.report.polish
@@ -84,7 +84,7 @@ def test_language_models_come_nearer_to_the_mixed_probabilities() -> None:
 
 def test_the_same_call_gives_the_same_bytes_and_the_public_function_the_same_model() -> None:
     models, batches = llamas()
-    result = hm.merge(models, batches, progress=False)
+    result = hm.merge(models, batches, progress=False, match="zip")
     options = {"steps": 3, "progress": False}
     first = result.polish(models, batches, **options).model
     second = hm.polish(result.model, models, batches, plan=result.plan, **options)
@@ -99,7 +99,7 @@ def test_other_models_come_nearer_to_the_merged_outputs(outputs: str) -> None:
     with torch.no_grad():
         models[1].head.weight.mul_(30)  # a loud parent, which standardising makes as quiet
         logits = [torch.cat([m(x) for x in batches]) for m in models]
-    result = hm.merge(models, batches, outputs=outputs, progress=False)
+    result = hm.merge(models, batches, outputs=outputs, progress=False, match="zip")
     better = result.polish(models, batches, steps=60, learning_rate=1e-2, progress=False)
     wanted = sum(logits) / 2
     if outputs == "concat":
@@ -113,7 +113,7 @@ def test_other_models_come_nearer_to_the_merged_outputs(outputs: str) -> None:
 
 def test_what_is_not_refitted_is_not_scaled() -> None:
     models, batches = nets(), inputs()
-    result = hm.merge(models, batches, outputs="concat", width="union", progress=False)
+    result = hm.merge(models, batches, outputs="concat", width="union", progress=False, match="zip")
     assert result.report.exact
     better = result.polish(models, batches, steps=2, progress=False)
     assert better.report.polish["before"] == pytest.approx(0, abs=1e-20)
@@ -125,7 +125,7 @@ def test_tied_and_frozen_parameters_stay_so() -> None:
         model.lm_head.weight = model.model.embed_tokens.weight
         model.config.tie_word_embeddings = True
         model.model.norm.weight.requires_grad_(False)
-    result = hm.merge(models, batches, progress=False)
+    result = hm.merge(models, batches, progress=False, match="zip")
     better = result.polish(models, batches, steps=4, learning_rate=1e-2, progress=False).model
     assert better.lm_head.weight is better.model.embed_tokens.weight
     assert not torch.equal(better.lm_head.weight, result.model.lm_head.weight)
@@ -159,7 +159,7 @@ def test_one_cycle_ends_at_nothing() -> None:
 )
 def test_bad_arguments(changes, message) -> None:
     models, batches = nets(), inputs()
-    result = hm.merge(models, batches, progress=False)
+    result = hm.merge(models, batches, progress=False, match="zip")
     given = {"batches": batches, "steps": 2, **changes}
     with pytest.raises(hm.InputError, match=message):
         result.polish(models, given.pop("batches"), progress=False, **given)
@@ -167,7 +167,7 @@ def test_bad_arguments(changes, message) -> None:
 
 def test_a_loss_that_is_not_finite_names_its_step() -> None:
     models, batches = nets(), inputs()
-    result = hm.merge(models, batches, progress=False)
+    result = hm.merge(models, batches, progress=False, match="zip")
     with pytest.raises(hm.InputError, match="polish: the loss is not finite at step 2 of 5"):
         result.polish(models, batches, steps=5, learning_rate=1e200, progress=False)
     batches[1][0, 0] = math.nan
@@ -177,7 +177,7 @@ def test_a_loss_that_is_not_finite_names_its_step() -> None:
 
 def test_what_cannot_be_trained_is_refused() -> None:
     models, batches = nets(), inputs()
-    result = hm.merge(models, batches, progress=False)
+    result = hm.merge(models, batches, progress=False, match="zip")
     options = {"plan": result.plan, "steps": 1, "progress": False}
     frozen = copy.deepcopy(result.model).requires_grad_(False)
     with pytest.raises(hm.InputError, match="none of its parameters is trainable"):
@@ -194,6 +194,6 @@ def test_partial_merges_are_refused() -> None:
         for n in (8, 5)
     ]  # fmt: skip
     batches = [x.float() for x in inputs()]
-    result = hm.merge(models, batches, stop_at=1, progress=False)
+    result = hm.merge(models, batches, stop_at=1, progress=False, match="zip")
     with pytest.raises(hm.InputError, match="partial merge.*without stop_at"):
         result.polish(models, batches, steps=1, progress=False)

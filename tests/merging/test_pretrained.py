@@ -69,7 +69,7 @@ def distance(found: torch.Tensor, wanted: torch.Tensor) -> float:
 def test_merge_save_and_load(name: str, tmp_path: Path) -> None:
     parents, inputs, kind, fields = CASES[name]
     batches = inputs()
-    result = hm.merge(parents, batches, progress=False)
+    result = hm.merge(parents, batches, progress=False, match="zip")
     found = result.model.config.to_dict()
     assert {key: found[key] for key in fields} == fields
     base = parents[result.plan.base].config.to_dict()
@@ -91,7 +91,7 @@ def test_weight_of_one_returns_the_parent(name: str, kept: int) -> None:
     parents, inputs, _, _ = CASES[name]
     batches = inputs()
     weights = [1 - kept, kept]
-    result = hm.merge(parents, batches, weights=weights, refit=False, progress=False)
+    result = hm.merge(parents, batches, weights=weights, refit=False, progress=False, match="zip")
     assert distance(logits(result.model, batches[0]), logits(parents[kept], batches[0])) < 1e-4
 
 
@@ -99,14 +99,16 @@ def test_weight_of_one_returns_the_parent(name: str, kept: int) -> None:
 def test_merged_with_itself_returns_itself(name: str) -> None:
     parents, inputs, _, _ = CASES[name]
     batches = inputs()
-    result = hm.merge([parents[0], parents[0]], batches, progress=False)
+    result = hm.merge([parents[0], parents[0]], batches, progress=False, match="zip")
     assert distance(logits(result.model, batches[0]), logits(parents[0], batches[0])) < 1e-4
 
 
 def test_deeper_in_another_stage() -> None:
     parents = [hf.lively(hf.resnet(3, 8, 1), 1), hf.lively(hf.resnet(1, 12, 3), 2)]
     batch = hf.images()[0]
-    result = hm.merge(parents, hf.images(), weights=[1, 0], refit=False, progress=False)
+    result = hm.merge(
+        parents, hf.images(), weights=[1, 0], refit=False, progress=False, match="zip"
+    )
     assert result.model.config.depths == [3, 3]
     assert distance(logits(result.model, batch), logits(parents[0], batch)) < 1e-4
 
@@ -114,7 +116,7 @@ def test_deeper_in_another_stage() -> None:
 def test_half_precision_is_kept(tmp_path: Path) -> None:
     parents = [hf.lively(hf.llama(3, 32), 1), hf.lively(hf.llama(2, 48), 2)]
     batch = hf.tokens()[0]
-    result = hm.merge([p.bfloat16() for p in parents], hf.tokens(), progress=False)
+    result = hm.merge([p.bfloat16() for p in parents], hf.tokens(), progress=False, match="zip")
     result.save(tmp_path / "merged")
     again = tf.AutoModelForCausalLM.from_pretrained(tmp_path / "merged")
     assert {p.dtype for p in again.parameters()} == {torch.bfloat16}
@@ -123,7 +125,9 @@ def test_half_precision_is_kept(tmp_path: Path) -> None:
 
 def test_absent_layer_behind_a_norm_is_reported() -> None:
     parents = [hf.lively(hf.bert(3, 16), 1), hf.lively(hf.bert(2, 24, 3), 2)]
-    result = hm.merge(parents, hf.tokens(), weights=[0, 1], refit=False, progress=False)
+    result = hm.merge(
+        parents, hf.tokens(), weights=[0, 1], refit=False, progress=False, match="zip"
+    )
     assert "passes it by an identity layer, which is not exact here" in result.report.notes[0]
     batch = hf.tokens()[0]
     assert distance(logits(result.model, batch), logits(parents[1], batch)) < 0.3
@@ -132,7 +136,9 @@ def test_absent_layer_behind_a_norm_is_reported() -> None:
 def test_one_key_value_head_in_both() -> None:
     parents = [hf.lively(hf.llama(3, 32, 4, 1), 1), hf.lively(hf.llama(2, 48, 4, 1), 2)]
     batch = hf.tokens()[0]
-    result = hm.merge(parents, hf.tokens(), weights=[0, 1], refit=False, progress=False)
+    result = hm.merge(
+        parents, hf.tokens(), weights=[0, 1], refit=False, progress=False, match="zip"
+    )
     assert result.model.config.num_key_value_heads == 1
     assert distance(logits(result.model, batch), logits(parents[1], batch)) < 1e-4
 
@@ -144,7 +150,9 @@ FAST = {"rope_type": "default", "rope_theta": 50.0}
 def test_keys_and_values_are_repeated_where_only_some_are_grouped(groups: tuple[int, int]) -> None:
     parents = [hf.lively(hf.llama(3 - i, 32 + 16 * i, 4, g), i + 1) for i, g in enumerate(groups)]
     batch = hf.tokens()[0]
-    result = hm.merge(parents, hf.tokens(), weights=[0, 1], refit=False, progress=False)
+    result = hm.merge(
+        parents, hf.tokens(), weights=[0, 1], refit=False, progress=False, match="zip"
+    )
     assert result.model.config.num_key_value_heads == max(max(groups), 2)
     assert f"keys and values of {min(groups)} groups" in result.report.notes[0]
     assert distance(logits(result.model, batch), logits(parents[1], batch)) < 1e-4
@@ -157,7 +165,7 @@ def test_rotary_frequencies_that_one_parent_lacks() -> None:
         hf.lively(hf.llama(3, 32, 4, 2, head_dim=16), 1),
         hf.lively(hf.llama(2, 32, 4, 2, head_dim=8, rope_parameters=FAST), 2),
     ]
-    result = hm.merge(parents, hf.tokens(), progress=False)
+    result = hm.merge(parents, hf.tokens(), progress=False, match="zip")
     assert result.model.config.head_dim == 16
     (note,) = [note for note in result.report.notes if "constants tell apart" in note]
     assert note.startswith("models[1]: ")
@@ -179,7 +187,7 @@ def other_base_in_wider_heads() -> list[Any]:
 
 def test_wider_heads_of_another_rotary_base_follow_the_deepest_parent() -> None:
     parents = other_base_in_wider_heads()
-    both = hm.merge(parents, hf.tokens(), progress=False)
+    both = hm.merge(parents, hf.tokens(), progress=False, match="zip")
     assert both.model.config.head_dim == 16
     assert both.model.config.rope_parameters == parents[0].config.rope_parameters
     keys = next(s for s in both.plan.spaces if s.name.endswith("0.self_attn.q_proj:2"))
@@ -195,7 +203,7 @@ def test_wider_heads_of_another_rotary_base_follow_the_deepest_parent() -> None:
 def test_a_base_parent_without_weight_cannot_set_the_frequencies() -> None:
     parents = other_base_in_wider_heads()
     with pytest.raises(hm.PlanError, match="does not compute the constants"):
-        hm.merge(parents, hf.tokens(), weights=[0, 1], refit=False, progress=False)
+        hm.merge(parents, hf.tokens(), weights=[0, 1], refit=False, progress=False, match="zip")
 
 
 REFUSED = {
@@ -212,7 +220,7 @@ MESSAGES = {
 def test_refused(case: str) -> None:
     parents, inputs = REFUSED[case]
     with pytest.raises((hm.PlanError, hm.AlignmentError)) as caught:
-        hm.merge([m.eval() for m in parents], inputs(), progress=False)
+        hm.merge([m.eval() for m in parents], inputs(), progress=False, match="zip")
     assert MESSAGES[case] in str(caught.value)
     assert "\n" not in str(caught.value)
 
@@ -221,7 +229,7 @@ def test_vocabularies_must_be_equal() -> None:
     other = tf.GPT2Config(n_embd=16, n_layer=2, n_head=2, vocab_size=37, n_positions=16)
     parents = [hf.gpt2(2, 16), tf.GPT2LMHeadModel(other).eval()]
     with pytest.raises(hm.PlanError, match=r"models\[0\]: 31, models\[1\]: 37"):
-        hm.merge(parents, hf.tokens(), progress=False)
+        hm.merge(parents, hf.tokens(), progress=False, match="zip")
 
 
 @pytest.mark.parametrize("name", CASES)
@@ -252,7 +260,7 @@ def test_a_factor_makes_more_groups_and_leaves_heads_as_they_are(
     width: float, groups: int, stream: int
 ) -> None:
     parents = [hf.lively(hf.llama(3, 32, 4, 2), 1), hf.lively(hf.llama(2, 24, 6, 3), 2)]
-    config = hm.merge(parents, hf.tokens(), width=width, progress=False).model.config
+    config = hm.merge(parents, hf.tokens(), width=width, progress=False, match="zip").model.config
     sizes = (config.num_key_value_heads, config.num_attention_heads, config.head_dim)
     assert sizes == (groups, 2 * groups, 8)
     assert config.hidden_size == stream

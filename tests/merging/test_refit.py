@@ -148,7 +148,7 @@ def test_head_targets_of_mixed_label_sets(case: str, make, vectors) -> None:
 
 def test_layers_that_are_not_refitted_say_why(make, tokens) -> None:
     parents = [make(Tied, 3, 8), make(Tied, 2, 12, seed=1)]
-    report = hm.merge(parents, tokens, progress=False).report
+    report = hm.merge(parents, tokens, progress=False, match="zip").report
     assert report.left_out == {"read": "read in 2 places (embedding, linear)"}
     fitted = {layer for fit in report.fits for layer in fit["layers"]}
     blocks = {f"blocks.{i}.{k}" for i in range(3) for k in (0, 2)}
@@ -157,7 +157,7 @@ def test_layers_that_are_not_refitted_say_why(make, tokens) -> None:
 
 def test_auto_takes_the_ridge_that_errs_least_on_left_out_batches(make, images) -> None:
     parents = [make(vgg, [8, 8]), make(vgg, [8, 8], seed=1)]
-    plan = hm.plan(parents, images, ridge="auto", progress=False)
+    plan = hm.plan(parents, images, ridge="auto", progress=False, match="zip")
     found = hm.apply(plan, parents, images, progress=False).report
     assert not found.notes
     assert all(fit["ridge"] in (1e-4, 1e-3, 1e-2, 1e-1) for fit in found.fits)
@@ -169,7 +169,7 @@ def test_auto_takes_the_ridge_that_errs_least_on_left_out_batches(make, images) 
 
 def test_too_few_inputs_are_named_with_the_number_that_would_do(make, images) -> None:
     parents = [make(vgg, [8, 8]), make(vgg, [8, 8], seed=1)]
-    plan = hm.plan(parents, images, progress=False)
+    plan = hm.plan(parents, images, progress=False, match="zip")
     few = [images[0][:5]]
     wanted = "batches: 5 calibration inputs are few for refit, about 18 would do: "
     (note,) = hm.apply(plan, parents, few, progress=False).report.notes
@@ -192,7 +192,10 @@ def test_too_few_inputs_are_named_with_the_number_that_would_do(make, images) ->
 def test_cost_counts_the_activations_that_are_kept(
     family, shapes, missing: str, make, images, monkeypatch
 ) -> None:
-    batches, options = images, {"missing": missing, "depth": "tail", "progress": False}
+    batches, options = (
+        images,
+        {"match": "zip", "missing": missing, "depth": "tail", "progress": False},
+    )
     parents = [make(family, *arguments, seed=i) for i, arguments in enumerate(shapes)]
     plan = hm.plan(parents, batches, **options)
     assert ([0, 0, 0, 1] in plan.slots[1]) == (missing == "repeat")
@@ -220,7 +223,7 @@ def test_cost_counts_the_activations_that_are_kept(
 def test_cost_counts_operations_and_what_solving_needs(ridge, make, vectors) -> None:
     """Three linear layers; 256 units, so that the normal equations outweigh the activations."""
     parents = [make(perceptron, [256, 256], seed=i) for i in range(2)]
-    plan = hm.plan(parents, vectors, ridge=ridge, progress=False)
+    plan = hm.plan(parents, vectors, ridge=ridge, progress=False, match="zip")
     merged = hm.apply(plan, parents, vectors, progress=False).model
     cost = plan.cost(parents, vectors)
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -247,7 +250,7 @@ def test_rows_follow_from_the_inputs_of_a_system(case: str, make, request, monke
     family, arguments, inputs = CASES[case]
     batches = request.getfixturevalue(inputs)
     parents = [make(family, *arguments, seed=i) for i in range(2)]
-    plan = hm.plan(parents, batches, progress=False)
+    plan = hm.plan(parents, batches, progress=False, match="zip")
     fits = hm.apply(plan, parents, batches, progress=False).report.fits
     found = [(fit["inputs"], fit["rows"]) for fit in fits]
     assert found == [(s.inputs, s.rows) for s in plan.cost(parents, batches).systems]

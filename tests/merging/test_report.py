@@ -18,7 +18,7 @@ from hetmerge.page import render
 @pytest.fixture
 def result(make, images) -> hm.MergeResult:
     parents = [make(ResNet, [3, 2], 8), make(ResNet, [2, 1], 12, seed=1)]
-    return hm.merge(parents, images, progress=False)
+    return hm.merge(parents, images, progress=False, match="zip")
 
 
 def test_agreement_counts_every_pair_once() -> None:
@@ -101,9 +101,12 @@ def test_evaluation_that_fails_says_for_whom(result: hm.MergeResult, make) -> No
 
 
 def test_parents_with_nothing_in_common_are_no_better_than_chance(make, images) -> None:
-    same = hm.plan([make(ResNet, [2, 1], 8)] * 2, images, progress=False)
+    same = hm.plan([make(ResNet, [2, 1], 8)] * 2, images, progress=False, match="zip")
     other = hm.plan(
-        [make(ResNet, [2, 1], 8), make(ResNet, [2, 1], 8, seed=1)], images, progress=False
+        [make(ResNet, [2, 1], 8), make(ResNet, [2, 1], 8, seed=1)],
+        images,
+        progress=False,
+        match="zip",
     )
     for plan in (same, other):
         for space in plan.spaces:

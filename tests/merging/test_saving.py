@@ -40,7 +40,7 @@ def test_round_trip(case: str, make, tmp_path: Path, request: pytest.FixtureRequ
     family, arguments, inputs, needs_template = CASES[case]
     batches = request.getfixturevalue(inputs)
     parents = [make(family, *a, seed=i) for i, a in enumerate(arguments)]
-    result = hm.merge(parents, batches, progress=False)
+    result = hm.merge(parents, batches, progress=False, match="zip")
     result.save(tmp_path / "merged")
     template = None
     if needs_template:
@@ -63,7 +63,7 @@ def test_round_trip(case: str, make, tmp_path: Path, request: pytest.FixtureRequ
 
 def test_shortcut_without_parameters_becomes_a_convolution(make, images, tmp_path: Path) -> None:
     parents = [make(ResNet, [3, 2], 8, option="A"), make(ResNet, [2, 1], 12, seed=1, option="A")]
-    result = hm.merge(parents, images, progress=False)
+    result = hm.merge(parents, images, progress=False, match="zip")
     hm.save(result, tmp_path / "merged")
     assert result.report.replaced == ["layers.1.0.shortcut"]
     again = hm.load(tmp_path / "merged", make(ResNet, [3, 2], 8, option="A", seed=5))
@@ -73,7 +73,9 @@ def test_shortcut_without_parameters_becomes_a_convolution(make, images, tmp_pat
 
 
 def test_tied_weights_stay_tied(make, tokens, tmp_path: Path) -> None:
-    result = hm.merge([make(Tied, 3, 8), make(Tied, 2, 12, seed=1)], tokens, progress=False)
+    result = hm.merge(
+        [make(Tied, 3, 8), make(Tied, 2, 12, seed=1)], tokens, progress=False, match="zip"
+    )
     hm.save(result, tmp_path / "merged")
     again = hm.load(tmp_path / "merged", make(Tied, 3, 8))
     for model in (result.model, again):
@@ -116,7 +118,7 @@ def test_model_alone_is_saved_without_plan(make, images, tmp_path: Path) -> None
 
 def test_merged_model_trains(make, images) -> None:
     parents = [make(ResNet, [3, 2], 8), make(ResNet, [2, 1], 12, seed=1)]
-    model = hm.merge(parents, images, progress=False).model
+    model = hm.merge(parents, images, progress=False, match="zip").model
     joined = torch.cat(images)
     with torch.no_grad():
         still = model(joined)

@@ -33,7 +33,7 @@ def gap(found: Tensor, wanted: Tensor) -> float:
 
 
 def merge(parents: dict[str, nn.Module], order: str, **options: object) -> hm.MergeResult:
-    options.setdefault("weights", [WEIGHTS[k] for k in order])
+    options = {"match": "zip", "weights": [WEIGHTS[k] for k in order], **options}
     return hm.merge([parents[k] for k in order], images(), progress=False, **options)
 
 
@@ -69,7 +69,7 @@ def test_weights_nought_and_one(parents, match: str) -> None:
 def test_a_parent_of_weight_nought_has_no_say(parents) -> None:
     """Two parents with a third, silent one merge as if it were not there."""
     pair = [parents["a"], parents["b"]]
-    alone = hm.merge(pair, images(), weights=[3, 2], refit=False, progress=False)
+    alone = hm.merge(pair, images(), weights=[3, 2], refit=False, progress=False, match="zip")
     merged = merge(parents, "abc", weights=[3, 2, 0], refit=False)
     assert gap(outputs(merged.model), outputs(alone.model)) < EXACT
 

@@ -36,7 +36,7 @@ def gap(merged: nn.Module, wanted: Tensor) -> float:
 @pytest.mark.parametrize("name", NAMES)
 def test_union_is_the_ensemble(name: str) -> None:
     a, b = PAIRS[name]()
-    merged = hm.merge([a, b], images(), width="union", weights=[3, 1])
+    merged = hm.merge([a, b], images(), width="union", weights=[3, 1], match="zip")
     assert merged.report.exact == (name != "grouped")  # GroupNorm mixes features: refit runs too
     wanted = 0.75 * outputs(a) + 0.25 * outputs(b)
     assert gap(merged.model, wanted) < EXACT
@@ -45,7 +45,7 @@ def test_union_is_the_ensemble(name: str) -> None:
 @pytest.mark.parametrize("name", NAMES)
 def test_union_with_concatenated_outputs(name: str) -> None:
     a, b = PAIRS[name]()
-    merged = hm.merge([b, a], images(), width="union", outputs="concat", refit=False)
+    merged = hm.merge([b, a], images(), width="union", outputs="concat", refit=False, match="zip")
     assert gap(merged.model, torch.cat([outputs(b), outputs(a)], 1)) < EXACT
 
 
@@ -107,7 +107,7 @@ def test_planted_width(name: str) -> None:
     assert gap(merged.model, outputs(a)) < EXACT
     folded = hm.merge([a, wide], images(), match="zip", alpha=1.0, width=0.5)
     assert gap(folded.model, outputs(a)) < EXACT
-    original = hm.merge([a], images())
+    original = hm.merge([a], images(), match="zip")
     assert folded.report.merged_parameters == original.report.merged_parameters
 
 
@@ -158,7 +158,7 @@ def test_three_parents_and_their_order() -> None:
     parents = {"a": a, "b": b, "c": c}
     wanted = sum(outputs(p) for p in parents.values()) / 3
     for order in itertools.permutations(parents):
-        merged = hm.merge([parents[k] for k in order], images(), width="union")
+        merged = hm.merge([parents[k] for k in order], images(), width="union", match="zip")
         assert gap(merged.model, wanted) < EXACT
     disguises = [a, disguise(a, 1), disguise(a, 2)]
     for match in ("zip", "permute"):

@@ -130,7 +130,7 @@ def test_a_plan_holds_its_repetitions(tmp_path: Path) -> None:
     chosen = FAMILIES["post-norm"]
     model, batches = chosen.make(), chosen.batches
     parents = [model, deepened(model, chosen.path, ORDERS["tail"])]
-    result = hm.merge(parents, batches, missing="repeat", depth="tail", progress=False)
+    result = hm.merge(parents, batches, missing="repeat", depth="tail", progress=False, match="zip")
     assert not result.report.exact
     assert "3 + 5 units -> 5, placed at [0, 3, 4]" in result.plan.summary()
     result.plan.save(tmp_path)
@@ -147,7 +147,7 @@ def test_units_that_cannot_follow_themselves_are_passed() -> None:
         batches = [{name: x} for x in images()]
         parents = [randomised(shallow, 1), randomised(deep, 2)]
         found, zero = (
-            hm.merge(parents, batches, missing=missing, progress=False, refit=False)
+            hm.merge(parents, batches, missing=missing, progress=False, refit=False, match="zip")
             for missing in ("repeat", "zero")
         )
         assert found.plan.slots == zero.plan.slots
@@ -160,8 +160,8 @@ def test_a_union_with_repetitions_is_no_ensemble() -> None:
     chosen = FAMILIES["residual"]
     model = chosen.make()
     parents = [model, deepened(model, chosen.path, ORDERS["head"])]
-    assert hm.merge(parents, chosen.batches, width="union").report.exact
-    plan = hm.plan(parents, chosen.batches, width="union", missing="repeat")
+    assert hm.merge(parents, chosen.batches, width="union", match="zip").report.exact
+    plan = hm.plan(parents, chosen.batches, width="union", missing="repeat", match="zip")
     with pytest.raises(hm.InputError, match="refit or repair needs calibration inputs"):
         hm.apply(plan, parents)
 
@@ -169,8 +169,8 @@ def test_a_union_with_repetitions_is_no_ensemble() -> None:
 def test_the_choice_is_checked_and_named() -> None:
     chosen = FAMILIES["post-norm"]
     with pytest.raises(hm.InputError, match="missing: got 'twice'; allowed: zero, repeat"):
-        hm.merge([chosen.make()], chosen.batches, missing="twice")
+        hm.merge([chosen.make()], chosen.batches, missing="twice", match="zip")
     parents = [chosen.make(), deepened(chosen.make(), chosen.path, ORDERS["tail"])]
-    notes = hm.plan(parents, chosen.batches, progress=False).notes
+    notes = hm.plan(parents, chosen.batches, progress=False, match="zip").notes
     assert any(note.endswith("missing='repeat' repeats its unit before instead") for note in notes)
-    assert not hm.plan(parents, chosen.batches, missing="repeat", progress=False).notes
+    assert not hm.plan(parents, chosen.batches, missing="repeat", progress=False, match="zip").notes

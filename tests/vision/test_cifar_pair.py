@@ -50,7 +50,12 @@ def test_merge_beats_every_head_on_one_body(rows) -> None:
 @pytest.mark.slow
 def test_union_is_the_ensemble(bench) -> None:
     result = hm.merge(
-        bench.models, bench.batches[:1], width="union", outputs="concat", progress=False
+        bench.models,
+        bench.batches[:1],
+        width="union",
+        outputs="concat",
+        progress=False,
+        match="zip",
     )
     images = bench.task.images[:250]
     with torch.no_grad():
