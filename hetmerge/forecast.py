@@ -342,8 +342,8 @@ def _matching_bytes(sizes: Sequence[int], moments: int, options: Options) -> int
         return moments
     if options.match == "permute":  # the cost matrix, and the solver's copy of it
         return square + 8 * max(sizes) * (sum(sizes) + 2 * min(sizes))
-    if options.match in ("select", "pca"):  # covariance, importance, and what is made of the two
-        return moments + 9 * square
+    if options.match in ("select", "pca"):  # covariance, importance, and the product of the two
+        return max(moments + square, 33 * square // 10)
     return max(moments + square, square + square // 2)
 
 

@@ -246,7 +246,11 @@ class Matcher:
         if moments is None or space.index in self._between:
             return self._unseen(space, sizes, target)
         if options.match in ("select", "pca") and not nested(self._spaces, space.index):
-            return self._select(space, moments, sizes, target)
+            second = self._second(moments)
+            if self.streams:
+                self.statistics.moments.pop(space.name, None)
+                del moments
+            return self._select(space, second, sizes, target)
         similarity = similarity_of(moments)
         shown = similarity
         if self.streams:  # matching takes the memory of what it reads
@@ -266,13 +270,13 @@ class Matcher:
         return positional_partition(space.name, sizes, target)
 
     def _select(
-        self, space: Space, moments: Moments, sizes: dict[int, int], target: int
+        self, space: Space, second: Tensor, sizes: dict[int, int], target: int
     ) -> Partition:
         importances = dict(zip(sizes, self.places(space), strict=True))
         if not any(importances.values()):
             self.notes.append(f"space {space.name!r} is read by no layer: matched by position")
             return positional_partition(space.name, sizes, target)
-        return selection(self._second(moments), sizes, importances, self.weights, target)
+        return selection(second, sizes, importances, self.weights, target)
 
     def _second(self, moments: Moments) -> Tensor:
         """Second moments that features are read off by.

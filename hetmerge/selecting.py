@@ -11,6 +11,8 @@ from torch import Tensor
 from hetmerge.ops.selection import Selection, select
 from hetmerge.partition import Partition
 
+ROWS = 1024  # that are multiplied at a time
+
 
 def selection(
     covariance: Tensor,
@@ -45,8 +47,11 @@ def ranked(
     where = covariance.device
     heard = torch.cat([torch.full((n,), weights[m] > 0, device=where) for m, n in sizes.items()])
     heard = heard if bool(heard.any()) else ~heard
+    if bool(heard.all()):
+        return select(covariance, importance, min(width, len(heard)), overwrite=True)
     at = heard.nonzero().flatten()
-    found = select(covariance[at][:, at], importance[at][:, at], min(width, len(at)))
+    covariance, importance = (x[at[:, None], at] for x in (covariance, importance))
+    found = select(covariance, importance, min(width, len(at)), overwrite=True)
     return replace(found, features=at[found.features])
 
 
@@ -62,9 +67,10 @@ def importance_of(
     for m, span in spans.items():
         block = covariance[span, span]
         for place in importances.get(m, ()):
-            scale = float((place.to(block) * block).sum())
+            rows = zip(place.split(ROWS), block.split(ROWS), strict=True)
+            scale = sum(float((a.to(b) * b).sum()) for a, b in rows)
             if scale > 0:
-                importance[span, span] += weights[m] / scale * place.to(block)
+                importance[span, span].add_(place.to(block), alpha=weights[m] / scale)
     return importance
 
 
@@ -92,8 +98,10 @@ def _read_off(covariance: Tensor, live: Tensor, labels: Tensor, width: int) -> T
     """[O, width] float64: a kept feature is itself, the others are regressed on the live ones."""
     matrix = covariance.new_zeros(len(covariance), width)
     if len(live):
-        known = covariance[live]
-        matrix[:, labels[live]] = torch.linalg.solve(known[:, live], known).T
+        factors = torch.linalg.lu_factor(covariance[live[:, None], live])
+        for rows in torch.arange(len(covariance), device=live.device).split(ROWS):
+            found = torch.linalg.lu_solve(*factors, covariance[live[:, None], rows])
+            matrix[rows[:, None], labels[live]] = found.T
     kept = labels >= 0
     matrix[kept] = torch.eye(width).to(matrix)[labels[kept]]
     return matrix

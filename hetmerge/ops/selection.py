@@ -36,6 +36,8 @@ def select(
     covariances: Tensor | Sequence[Tensor],
     importances: Tensor | Sequence[Tensor],
     width: int,
+    *,
+    overwrite: bool = False,
 ) -> Selection:
     """Choose ``width`` features greedily so that the others can be read off them.
 
@@ -46,7 +48,8 @@ def select(
 
     Pivoted Cholesky in blocks: E and F = E Q E change by rank one and two with each choice, so a
     choice needs one column of each, and whole matrices are touched once in 64 choices. About
-    ``6 width O^2`` operations and ``16 O^2`` bytes per place, all in float64.
+    ``6 width O^2`` operations and ``16 O^2`` bytes per place, ``8 O^2`` more while they are made,
+    all in float64.
 
     Args:
         covariances: [O, O] per place where the features are observed (the blocks along a residual
@@ -54,6 +57,8 @@ def select(
         importances: Q [O, O] of each place, symmetric positive semidefinite, such as the sum of
             W'W of the layers that read the features.
         width: features to choose, 1 to O.
+        overwrite: work in the importances' memory where they are float64; ``24 O^2`` bytes per
+            place, then, with the covariances and importances.
 
     Raises:
         InputError: shapes differ, a matrix is not square, finite and symmetric, or width is out of
@@ -62,7 +67,7 @@ def select(
     listed = [covariances] if isinstance(covariances, Tensor) else list(covariances)
     weights = [importances] if isinstance(importances, Tensor) else list(importances)
     total = _check(listed, weights, width)
-    places = [_Place(c, q) for c, q in zip(listed, weights, strict=True)]
+    places = [_Place(listed[k], weights.pop(0), overwrite) for k in range(len(listed))]
     whole = sum(float(place.loss) for place in places)
     chosen: list[int] = []
     loss = [whole]
@@ -90,12 +95,14 @@ def select(
 class _Place:
     """E and F = E Q E of one place, behind by the choices of the current block."""
 
-    def __init__(self, covariance: Tensor, importance: Tensor) -> None:
-        self.e = covariance.to(torch.float64, copy=True)
+    def __init__(self, covariance: Tensor, importance: Tensor, overwrite: bool) -> None:
+        wide = covariance.to(torch.float64)
         q = importance.to(torch.float64)
-        half = q @ self.e
+        half = q @ wide
         self.loss = half.diagonal().sum()
-        self.f = self.e @ half
+        self.f = torch.mm(wide, half, out=q) if overwrite else wide @ half
+        del half
+        self.e = covariance.to(torch.float64, copy=True)
         self.left = self.e.diagonal().clone()
         self.gain = self.f.diagonal().clone()
         self.variance = self.left.clamp_min(0.0)
@@ -149,12 +156,19 @@ def _check(covariances: Sequence[Tensor], importances: Sequence[Tensor], width: 
                     f"{name}[{k}]: {matrix.dtype} {list(matrix.shape)} is not a floating-point "
                     f"[O, O] like covariances[0] {list(shape)}"
                 )
-            peak = float(matrix.abs().max()) if matrix.numel() else 0.0
+            ends = matrix.aminmax() if matrix.numel() else ()
+            peak = max((abs(float(end)) for end in ends), default=0.0)
             if not peak < float("inf"):
                 raise InputError(f"{name}[{k}]: has NaN or infinite entries")
-            if float((matrix - matrix.T).abs().max()) > 1e-5 * peak:
+            if _asymmetry(matrix) > 1e-5 * peak:
                 raise InputError(f"{name}[{k}]: differs from its transpose")
     total = int(shape[0])
     if isinstance(width, bool) or not isinstance(width, int) or not 1 <= width <= total:
         raise InputError(f"width: {width!r} is not in 1..{total}, the number of features")
     return total
+
+
+def _asymmetry(matrix: Tensor) -> float:
+    """Largest difference from the transpose, found without a copy of the whole."""
+    rows = zip(matrix.split(BLOCK), matrix.T.split(BLOCK), strict=True)
+    return max((float((a - b).abs().max()) for a, b in rows if a.numel()), default=0.0)

@@ -120,3 +120,31 @@ def test_inputs_are_not_changed() -> None:
     select(covariances[0], importances[0], 4)
     assert torch.equal(covariances[0], before[0])
     assert torch.equal(importances[0], before[1])
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_overwriting_changes_nothing_but_the_importances(dtype: torch.dtype) -> None:
+    covariances, importances = (
+        [x.to(dtype) for x in listed] for listed in problem(4, 3 * BLOCK, 20, 2)
+    )
+    known = [x.clone() for x in covariances]
+    wanted = select(covariances, importances, 2 * BLOCK)
+    assert all(bool((x == x.T).all()) for x in importances)
+    found = select(covariances, importances, 2 * BLOCK, overwrite=True)
+    assert torch.equal(found.features, wanted.features)
+    assert torch.equal(found.loss, wanted.loss)
+    assert all(torch.equal(a, b) for a, b in zip(known, covariances, strict=True))
+
+
+@pytest.mark.parametrize("at", [(0, 0), (0, 70), (69, 3)])
+def test_a_difference_from_the_transpose_is_seen_wherever_it_is(at: tuple[int, int]) -> None:
+    (covariance,), (importance,) = problem(5, BLOCK + 8, 20, 1)
+    for name, pair in (
+        ("covariances", (covariance.clone(), importance)),
+        ("importances", (covariance, importance.clone())),
+    ):
+        changed = pair[0] if name == "covariances" else pair[1]
+        changed[at] += float(changed.abs().max()) if at[0] != at[1] else float("nan")
+        said = "differs from its transpose" if at[0] != at[1] else "NaN or infinite"
+        with pytest.raises(InputError, match=rf"{name}\[0\]: .*{said}"):
+            select(*pair, 3)
