@@ -112,7 +112,7 @@ class OnDisk(State):
         device: torch.device | str = "cpu",
     ) -> None:
         self.stored, self.dtype, self.label = dict(stored), dtype, label
-        self.device = torch.device(device)
+        self.device = torch.empty(0, device=device).device  # "cuda" is "cuda:0" from here on
         self._repeats = {self.stored[name]: found for name, found in (repeats or {}).items()}
         self._own = {name: tensor.to(self.device) for name, tensor in buffers.items()}
         self._kept: dict[Stored, Tensor] = {}

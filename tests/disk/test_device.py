@@ -121,3 +121,13 @@ def test_models_on_two_devices_are_refused(parents, elsewhere):
     ]
     with pytest.raises(hm.InputError, match="models: are on cpu, .*; allowed: all of them on one"):
         hm.plan(models, batches, match="zip")
+
+
+def test_a_device_with_and_without_its_number_is_one(parents, elsewhere):
+    _, folders, batches = parents("gpt2")
+    models = [
+        hm.open_checkpoint(folder, device=device)
+        for folder, device in zip(folders, (elsewhere.type, elsewhere), strict=True)
+    ]
+    assert models[0].state.device == models[1].state.device
+    hm.plan(models, batches, match="identity", progress=False)
