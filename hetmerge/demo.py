@@ -30,6 +30,7 @@ MERGES: tuple[tuple[str, dict[str, Any]], ...] = (
     ("zip", {"match": "zip", "refit": False}),
     ("zip + refit", {"match": "zip"}),
     ("select + refit", {"match": "select"}),
+    ("auto + refit", {}),
     ("union", {"match": "zip", "width": "union", "refit": False}),
 )
 
