@@ -19,6 +19,7 @@ from hetmerge.errors import HetmergeError, InputError, PlanError
 from hetmerge.judging import outputs_explained
 from hetmerge.matching import Matching, rotation_of, shrinks
 from hetmerge.options import Options
+from hetmerge.partition import Partition
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
 from hetmerge.realising import Realised, correct, is_exact, realise
@@ -27,28 +28,31 @@ from hetmerge.setting import Setting
 
 SAMPLES = 500  # inputs that a trial is made from, and as many that it is judged by
 ROWS = 15_000  # of a trial's refit: a quarter of a merge's
+Finish = Callable[[dict[int, Partition]], tuple[dict[int, Partition], list[str]]]
 
 
 def candidates(setting: Setting, options: Options) -> list[str]:
     """The ways of matching that are tried; of equally good ones the first is taken.
 
     Permutation cannot make a space narrower than a parent's. Where a stream has no preferred basis
-    "pca" takes the place of "select", which it is everywhere else.
+    "pca" takes the place of "select", which it is everywhere else; not in partial merges.
     """
     spaces = setting.skeleton.graph.spaces
-    turns = any(rotation_of(setting, space.index) for space in spaces)
+    whole = options.stop_at is None  # behind a cut a parent needs its stream as it was
+    turns = whole and any(rotation_of(setting, space.index) for space in spaces)
     one_to_one = options.budget is None and not shrinks(setting, options.width)
     return [*(["permute"] if one_to_one else []), "zip", "pca" if turns else "select"]
 
 
 def choose(
-    statistics: Statistics, options: Options, progress: Progress
+    statistics: Statistics, options: Options, finish: Finish, progress: Progress
 ) -> tuple[Matching, dict[str, float]]:
     """The matching whose merge gives the parents' outputs best, and how well each does.
 
     Args:
         statistics: of the parents.
         options: of the merge that is wanted; every trial has the same but for `match`.
+        finish: makes of matched partitions those that can be built, and remarks.
 
     Returns:
         The matching, and match -> what its trial explains of the parents' outputs on inputs that it
@@ -66,7 +70,7 @@ def choose(
         nonlocal made
         if name not in matchings:
             matchings[name] = match_within(statistics, replace(options, match=name))
-        projector = Projector(setting, matchings[name].partitions, shares)
+        projector = Projector(setting, finish(matchings[name].partitions)[0], shares)
         fits = made is not None and made.holds(projector)
         made = made.refilled(projector) if made and fits else realise(setting, projector)
         return trial(made, options, fit, held, Progress(enabled=False))

@@ -258,19 +258,24 @@ def plan_statistics(
     tried = candidates(setting, chosen) if chosen.match == "auto" else [chosen.match]
     parts = gather(setting, calls, bar, within, "pca" in tried, halfway)
     trials: dict[str, float] = {}
+
+    def finish(found: dict[int, Partition]) -> tuple[dict[int, Partition], list[str]]:
+        fitting, more = fit_family(setting, found)
+        if target:
+            check_reached(setting, target, {k: p.width for k, p in fitting.items()})
+        return fitting, more
+
     if not setting.skeleton.in_memory:
         matching = Matcher(statistics, chosen).match_stream(parts, chosen.width, halfway)
     else:
         for part in parts:
             statistics.take(part)
         if chosen.match == "auto":
-            matching, trials = choose(statistics, chosen, bar)
+            matching, trials = choose(statistics, chosen, finish, bar)
         else:
             matching = match_within(statistics, chosen)
     find_cut(setting, chosen.stop_at)
-    partitions, more = fit_family(setting, matching.partitions)
-    if target:
-        check_reached(setting, target, {k: p.width for k, p in partitions.items()})
+    partitions, more = finish(matching.partitions)
     spaces = setting.skeleton.graph.spaces
     found = AlignmentPlan(
         options=chosen,

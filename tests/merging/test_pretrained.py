@@ -264,3 +264,15 @@ def test_a_factor_makes_more_groups_and_leaves_heads_as_they_are(
     sizes = (config.num_key_value_heads, config.num_attention_heads, config.head_dim)
     assert sizes == (groups, 2 * groups, 8)
     assert config.hidden_size == stream
+
+
+def test_trials_are_made_as_the_merge_is() -> None:
+    """With heads that the family needs, at the shape that was asked for, whole or in part."""
+    parents = [hf.lively(hf.llama(3, 32, 4, 2), 1), hf.lively(hf.llama(2, 48, 6, 2), 2)]
+    wide = hm.merge(parents, hf.tokens(), width="union", progress=False)
+    assert list(wide.plan.trials) == ["permute", "zip", "pca"]
+    assert any("the family allows no other number" in note for note in wide.plan.notes)
+    with pytest.raises(hm.PlanError, match="^architecture: "):
+        hm.plan(parents, hf.tokens(), architecture={"hidden_size": 64}, progress=False)
+    partial = hm.plan(parents, hf.tokens(), stop_at=1, progress=False)
+    assert list(partial.trials) == ["permute", "zip", "select"]
