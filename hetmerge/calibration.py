@@ -72,6 +72,11 @@ class Statistics:
         for found in (part.moments, part.nested, part.chance, part.axes):
             found.clear()
 
+    def of(self, calls: Sequence[Call]) -> Statistics:
+        """Of the same parents on other batches, nothing seen yet."""
+        empty = Statistics(self.similarity, {}, {}, {}, {}, {}, {}, 0, self.setting, tuple(calls))
+        return replace(empty, vocabulary=self.vocabulary, notes=self.notes)
+
     def forget(self) -> None:
         """Drop all moments."""
         for found in (self.moments, self.nested, self.chance, self.axes):

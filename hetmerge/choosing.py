@@ -8,7 +8,8 @@ explain of the outputs (:mod:`hetmerge.judging`). No labels are read.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 
@@ -16,8 +17,9 @@ from hetmerge.batches import Call, samples
 from hetmerge.calibration import Statistics
 from hetmerge.dial import match_within
 from hetmerge.errors import HetmergeError, InputError, PlanError
+from hetmerge.gathering import gather
 from hetmerge.judging import outputs_explained
-from hetmerge.matching import Matching, rotation_of, shrinks
+from hetmerge.matching import rotation_of, shrinks
 from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
@@ -26,9 +28,51 @@ from hetmerge.realising import Realised, correct, is_exact, realise
 from hetmerge.refit import Memory
 from hetmerge.setting import Setting
 
+if TYPE_CHECKING:
+    from hetmerge.planning import AlignmentPlan
+
 SAMPLES = 500  # inputs that a trial is made from, and as many that it is judged by
 ROWS = 15_000  # of a trial's refit: a quarter of a merge's
 Finish = Callable[[dict[int, Partition]], tuple[dict[int, Partition], list[str]]]
+
+
+@dataclass(frozen=True)
+class Choice:
+    """What match="auto" came to.
+
+    Attributes:
+        match: the way of matching that is taken.
+        explained: candidate -> what its trial explains of the parents' outputs on inputs that it
+            was not made from; empty where nothing had to be tried.
+        notes: remarks for the plan.
+    """
+
+    match: str
+    explained: dict[str, float]
+    notes: tuple[str, ...]
+
+    def told(self, plan: AlignmentPlan) -> AlignmentPlan:
+        """A plan of that match, which says how it came to it."""
+        options = replace(plan.options, match="auto")
+        notes = (*plan.notes, *self.notes)
+        return replace(plan, options=options, notes=notes, trials=self.explained)
+
+    def warned(self, made: Realised, options: Options, held: Sequence[Call]) -> Choice:
+        """With a remark, where refit made the trial worse.
+
+        Args:
+            made: the network of the match as it is projected.
+            held: what the trial was judged by.
+        """
+        before, after = outputs_explained(made, held, options), self.explained[self.match]
+        if before <= after:
+            return self
+        note = (
+            f"refit made the trial worse on other inputs, {before:.4f} -> {after:.4f} of the "
+            "parents' outputs: half of the calibration inputs are too few for it; give more, or "
+            "refit=False"
+        )
+        return replace(self, notes=(*self.notes, note))
 
 
 def candidates(setting: Setting, options: Options) -> list[str]:
@@ -44,47 +88,45 @@ def candidates(setting: Setting, options: Options) -> list[str]:
     return [*(["permute"] if one_to_one else []), "zip", "pca" if turns else "select"]
 
 
-def choose(
-    statistics: Statistics, options: Options, finish: Finish, progress: Progress
-) -> tuple[Matching, dict[str, float]]:
-    """The matching whose merge gives the parents' outputs best, and how well each does.
+def choose(statistics: Statistics, options: Options, finish: Finish, progress: Progress) -> Choice:
+    """The way of matching whose merge gives the parents' outputs best, and how well each does.
 
     Args:
-        statistics: of the parents.
+        statistics: of the parents as they are aligned, whose moments are not needed: a trial knows
+            no input that it is judged by.
         options: of the merge that is wanted; every trial has the same but for `match`.
         finish: makes of matched partitions those that can be built, and remarks.
-
-    Returns:
-        The matching, and match -> what its trial explains of the parents' outputs on inputs that it
-        was not made from; empty where nothing had to be tried.
     """
-    setting = statistics.setting
-    first = match_within(statistics, replace(options, match="zip"))
-    if is_exact(setting, first.partitions):
-        return first, {}
+    setting, names = statistics.setting, candidates(statistics.setting, options)
     fit, held = split(statistics.calls)
-    matchings, shares = {"zip": first}, options.shares(len(setting.parents))
-    made: Realised | None = None
+    known = statistics.of(fit)
+    for part in gather(setting, fit, progress, within=True, whole="pca" in names):
+        known.take(part)
+    matchings = {"zip": match_within(known, replace(options, match="zip"))}
+    if is_exact(setting, matchings["zip"].partitions):
+        return Choice("zip", {}, ())
+    shares, made = options.shares(len(setting.parents)), None
 
-    def attempt(name: str) -> float:
+    def projected(name: str) -> Realised:
         nonlocal made
         if name not in matchings:
-            matchings[name] = match_within(statistics, replace(options, match=name))
+            matchings[name] = match_within(known, replace(options, match=name))
         projector = Projector(setting, finish(matchings[name].partitions)[0], shares)
         fits = made is not None and made.holds(projector)
         made = made.refilled(projector) if made and fits else realise(setting, projector)
-        return trial(made, options, fit, held, Progress(enabled=False))
+        return made
 
-    names = progress.track(candidates(setting, options), "trials of matching")
-    explained, notes = attempts(names, attempt, fit)
-    best = best_of(explained)
-    return replace(matchings[best], notes=(*matchings[best].notes, *notes)), explained
+    def attempt(name: str) -> float:
+        return trial(projected(name), options, fit, held, Progress(enabled=False))
+
+    found = attempts(progress.track(names, "trials of matching"), attempt, fit)
+    if not options.refit:
+        return found
+    return found.warned(projected(found.match), options, held)
 
 
-def attempts(
-    names: Iterable[str], attempt: Callable[[str], float], fit: Sequence[Call]
-) -> tuple[dict[str, float], list[str]]:
-    """Candidate -> what its trial explains, and remarks for the plan.
+def attempts(names: Iterable[str], attempt: Callable[[str], float], fit: Sequence[Call]) -> Choice:
+    """The candidate that explains most, the first of equal ones.
 
     Raises:
         InputError, PlanError: no candidate can be merged; that of the first.
@@ -97,14 +139,15 @@ def attempts(
             failed[name] = error
     if not explained:
         raise next(iter(failed.values()))
+    best = max(explained, key=lambda name: explained[name])
     shares = ", ".join(f"{name} {share:.4f}" for name, share in explained.items())
     notes = [f"match='auto': {name!r} cannot be tried: {error}" for name, error in failed.items()]
     notes.append(
-        f"match='auto' took {best_of(explained)!r} in every space: share of the parents' outputs "
-        f"that a trial merge explains on other inputs: {shares} "
+        f"match='auto' took {best!r} in every space: share of the parents' outputs that a trial "
+        f"merge explains on other inputs: {shares} "
         f"({len(explained)} trials, each from {sum(map(samples, fit))} inputs)"
     )
-    return explained, notes
+    return Choice(best, explained, tuple(notes))
 
 
 def trial(
@@ -123,11 +166,6 @@ def trial(
     """
     correct(made, options, fit, progress, rows=ROWS, memory=memory)
     return round(outputs_explained(made, held, options), 6)
-
-
-def best_of(explained: dict[str, float]) -> str:
-    """The first of the best."""
-    return max(explained, key=lambda name: explained[name])
 
 
 def split(calls: Sequence[Call]) -> tuple[list[Call], list[Call]]:

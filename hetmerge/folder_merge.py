@@ -8,7 +8,7 @@ import shutil
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,7 @@ from torch import Tensor
 from hetmerge.applying import FITS, MergeResult, Prepared, prepare
 from hetmerge.batches import Call, Joint, as_given
 from hetmerge.calibration import as_calls
+from hetmerge.choosing import Choice
 from hetmerge.devices import known_device
 from hetmerge.draft import Draft
 from hetmerge.errors import CheckpointError, InputError
@@ -220,15 +221,15 @@ def _chosen(
     """The plan, kept in the folder that is filled, and what it was made from."""
     work = place.folder
 
-    def planned(folder: Path, options: Options) -> Planned:
+    def planned(folder: Path, options: Options, fit: Sequence[Call]) -> Planned:
         folder.mkdir(parents=True, exist_ok=True)
-        return _plan(folder, models, calls, options, vocabulary, progress)
+        return _plan(folder, models, fit, options, vocabulary, progress)
 
+    choice = None
     if options.match == "auto" and not (work / PLAN).is_dir():
-        plan = Trials(planned, calls, place, Progress(progress)).run(options)
-        with new_directory(work / PLAN) as draft:
-            plan.save(draft)
-    found = planned(work, options)
+        choice = Trials(planned, calls, place, Progress(progress)).run(options)
+        options = replace(options, match=choice.match)
+    found = _plan(work, models, calls, options, vocabulary, progress, choice)
     shutil.rmtree(work / FOLDER, ignore_errors=True)
     return found
 
@@ -240,6 +241,7 @@ def _plan(
     options: Options,
     vocabulary: Vocabulary | None,
     progress: bool | None,
+    choice: Choice | None = None,
 ) -> Planned:
     if (work / PLAN).is_dir():
         remove_tree(work / HALFWAY)
@@ -254,6 +256,7 @@ def _plan(
         halfway=halfway,
         **options.to_dict(),
     )
+    plan = choice.told(plan) if choice else plan
     with new_directory(work / PLAN) as draft:
         plan.save(draft)
     remove_tree(work / HALFWAY)

@@ -15,7 +15,7 @@ from hetmerge.alignment import Alignment, find_stages
 from hetmerge.architecture import check_reached, target_of, widths_of
 from hetmerge.batches import Call
 from hetmerge.calibration import Statistics, align_parents, as_calls, calls_for, check_models
-from hetmerge.choosing import candidates, choose
+from hetmerge.choosing import choose
 from hetmerge.cutting import find_cut
 from hetmerge.devices import call_on, device_of
 from hetmerge.dial import match_within
@@ -254,10 +254,6 @@ def plan_statistics(
     if chosen.architecture:
         target = target_of(setting, chosen.architecture)
         chosen = replace(chosen, architecture=None, width=widths_of(setting, target))
-    within = chosen.match != "permute" or chosen.budget is not None
-    tried = candidates(setting, chosen) if chosen.match == "auto" else [chosen.match]
-    parts = gather(setting, calls, bar, within, "pca" in tried, halfway)
-    trials: dict[str, float] = {}
 
     def finish(found: dict[int, Partition]) -> tuple[dict[int, Partition], list[str]]:
         fitting, more = fit_family(setting, found)
@@ -265,15 +261,17 @@ def plan_statistics(
             check_reached(setting, target, {k: p.width for k, p in fitting.items()})
         return fitting, more
 
+    choice = choose(statistics, chosen, finish, bar) if chosen.match == "auto" else None
+    if choice:
+        chosen = replace(chosen, match=choice.match)
+    within = chosen.match != "permute" or chosen.budget is not None
+    parts = gather(setting, calls, bar, within, chosen.match == "pca", halfway)
     if not setting.skeleton.in_memory:
         matching = Matcher(statistics, chosen).match_stream(parts, chosen.width, halfway)
     else:
         for part in parts:
             statistics.take(part)
-        if chosen.match == "auto":
-            matching, trials = choose(statistics, chosen, finish, bar)
-        else:
-            matching = match_within(statistics, chosen)
+        matching = match_within(statistics, chosen)
     find_cut(setting, chosen.stop_at)
     partitions, more = finish(matching.partitions)
     spaces = setting.skeleton.graph.spaces
@@ -309,9 +307,8 @@ def plan_statistics(
         ),
         blocks=list(blocks) if blocks is not None else None,
         samples=statistics.samples,
-        trials=trials,
     )
-    return found, statistics, partitions
+    return choice.told(found) if choice else found, statistics, partitions
 
 
 def _on_disk(options: Options) -> Options:

@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import shutil
 import tempfile
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,7 @@ from torch import nn
 
 from hetmerge.applying import FITS, prepare
 from hetmerge.batches import Call, as_given
-from hetmerge.choosing import attempts, best_of, candidates, split, trial
+from hetmerge.choosing import Choice, attempts, candidates, split, trial
 from hetmerge.files import replace_file
 from hetmerge.forecast import check_memory
 from hetmerge.lazy import Checkpoint
@@ -23,10 +24,11 @@ from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.planning import AlignmentPlan, plan_statistics
 from hetmerge.progress import Progress
+from hetmerge.realising import Realised
 from hetmerge.refit import Memory
 from hetmerge.setting import Setting
 
-FOLDER, KNOWN = "trials", "explained.json"
+FOLDER, KNOWN, WEIGHTS = "trials", "explained.json", "weights"
 Planned = tuple[AlignmentPlan, Setting, dict[int, Partition]]
 
 
@@ -42,7 +44,7 @@ def trials_beside(
         given: keyword arguments of :func:`hetmerge.planning.plan_statistics`.
     """
 
-    def planned(folder: Path, options: Options) -> Planned:
+    def planned(folder: Path, options: Options, calls: Sequence[Call]) -> Planned:
         folder.mkdir(parents=True)
         plan, known, partitions = plan_statistics(
             models, as_given(calls), **given, **options.to_dict()
@@ -50,8 +52,10 @@ def trials_beside(
         return plan, known.setting, partitions
 
     with tempfile.TemporaryDirectory(prefix="hetmerge-") as folder:
-        place = Place(Path(folder))
-        return Trials(planned, calls, place, Progress(given["progress"])).run(options)
+        place, bars = Place(Path(folder)), Progress(given["progress"])
+        choice = Trials(planned, calls, place, bars).run(options)
+        options = replace(options, match=choice.match)
+        return choice.told(planned(Path(folder) / "plan", options, calls)[0])
 
 
 @dataclass(frozen=True)
@@ -59,41 +63,45 @@ class Trials:
     """Candidates of a merge that is written to a folder.
 
     Args:
-        plan: makes the plan of a match, or reads it, in the folder that it is given.
+        plan: makes the plan of a match from some inputs, or reads it, in a folder.
         calls: calibration inputs.
         place: where and how the merged checkpoint will be written; what is known of finished trials
             lies there for a run that is stopped.
         progress: bars.
     """
 
-    plan: Callable[[Path, Options], Planned]
+    plan: Callable[[Path, Options, Sequence[Call]], Planned]
     calls: Sequence[Call]
     place: Place
     progress: Progress
 
-    def run(self, options: Options) -> AlignmentPlan:
-        """The plan of the best candidate, which says so."""
+    def run(self, options: Options) -> Choice:
+        """The best candidate."""
         known, plans = self._known(), dict[str, Planned]()
+        fit, held = split(self.calls)
 
         def planned(match: str) -> Planned:
             if match not in plans:
-                plans[match] = self.plan(self._of(match), replace(options, match=match))
+                plans[match] = self.plan(self._of(match), replace(options, match=match), fit)
             return plans[match]
-
-        _, setting, _ = planned("zip")
-        fit, held = split(self.calls)
 
         def attempt(match: str) -> float:
             if match not in known:
-                check_memory(setting, self.calls, replace(options, match=match))
-                known[match] = self._try(match, planned(match), fit, held)
+                check_memory(setting, fit, replace(options, match=match))
+                with self._projected(match, planned(match), fit) as made:
+                    memory = Memory(self._of(match) / WEIGHTS / FITS)
+                    options_then = planned(match)[0].options
+                    known[match] = trial(made, options_then, fit, held, self.progress, memory)
                 replace_file(self._folder / KNOWN, json.dumps(known).encode())
             return known[match]
 
-        explained, notes = attempts(candidates(setting, options), attempt, fit)
-        found, _, _ = planned(best_of(explained))
-        chosen = replace(found.options, match="auto")
-        return replace(found, options=chosen, notes=(*found.notes, *notes), trials=explained)
+        _, setting, _ = planned("zip")
+        found = attempts(candidates(setting, options), attempt, fit)
+        if not options.refit:
+            return found
+        best = planned(found.match)
+        with self._projected(found.match, best, fit) as made:
+            return found.warned(made, best[0].options, held)
 
     @property
     def _folder(self) -> Path:
@@ -106,15 +114,10 @@ class Trials:
         path = self._folder / KNOWN
         return dict(json.loads(path.read_text())) if path.is_file() else {}
 
-    def _try(
-        self, match: str, planned: Planned, fit: Sequence[Call], held: Sequence[Call]
-    ) -> float:
-        weights = self._of(match) / "weights"
+    @contextmanager
+    def _projected(self, match: str, planned: Planned, fit: Sequence[Call]) -> Iterator[Realised]:
+        """A candidate over a folder that goes once it is judged, and stays after a stop."""
+        weights = self._of(match) / WEIGHTS
         weights.mkdir(exist_ok=True)
-        place = replace(self.place, folder=weights)
-        ready = prepare(*planned, fit, place)
-        share = trial(
-            ready.made, ready.plan.options, fit, held, self.progress, Memory(weights / FITS)
-        )
+        yield prepare(*planned, fit, replace(self.place, folder=weights)).made
         shutil.rmtree(weights)
-        return share

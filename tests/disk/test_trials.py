@@ -37,7 +37,8 @@ def files_in(folder: Path) -> dict[str, bytes]:
 )
 def test_trials_are_those_in_memory(parents, tmp_path, family, tried):
     models, folders, batches = parents(family)
-    options = {"match": "auto", "importance": "weights", "progress": False}
+    # In memory the layers are aligned on all inputs, for trials too.
+    options = {"match": "auto", "importance": "weights", "depth": "uniform", "progress": False}
     wanted = hm.merge(models, batches, **options)
     out = tmp_path / "out"
     result = hm.merge_to(out, folders, batches, **options)
@@ -50,7 +51,7 @@ def test_trials_are_those_in_memory(parents, tmp_path, family, tried):
     with torch.no_grad():
         for batch in batches:
             assert torch.equal(model(**batch).logits, wanted.model(**batch).logits)
-    one = hm.merge_to(tmp_path / "one", folders, batches, progress=False, match=best)
+    one = hm.merge_to(tmp_path / "one", folders, batches, **{**options, "match": best})
     assert one.report.merged_parameters == result.report.merged_parameters
     shards = [files_in(folder)["model.safetensors"] for folder in (out, tmp_path / "one")]
     assert shards[0] == shards[1]
@@ -111,8 +112,9 @@ def test_a_plan_alone_tries_in_a_temporary_folder(parents, tmp_path, monkeypatch
     models = [hm.open_checkpoint(folder) for folder in folders]
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    plan = hm.plan(models, batches, match="auto", progress=False)
-    wanted = hm.plan(modules, batches, match="auto", importance="weights", progress=False)
+    options = {"importance": "weights", "depth": "uniform", "progress": False}
+    plan = hm.plan(models, batches, **options)
+    wanted = hm.plan(modules, batches, **options)
     assert plan.trials == wanted.trials
     for one, two in zip(plan.spaces, wanted.spaces, strict=True):
         assert all(a is b or torch.equal(a, b) for a, b in zip(one.labels, two.labels, strict=True))

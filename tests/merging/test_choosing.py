@@ -115,7 +115,7 @@ def test_shares_are_those_of_merges_made_by_hand(outputs: str) -> None:
     else:
         wanted = torch.cat([(z - z.mean()) / z.std() for z in logits], 1)
     for match, share in plan.trials.items():
-        one = hm.plan(parents, given, match=match, outputs=outputs, weights=weights)
+        one = hm.plan(parents, given[::2], match=match, outputs=outputs, weights=weights)
         model = hm.apply(one, parents, given[::2]).model
         with torch.no_grad():
             error = (model(x) - wanted).square().sum(0)
@@ -199,5 +199,37 @@ def test_a_candidate_that_cannot_be_merged_is_left_out(monkeypatch: pytest.Monke
         hm.plan(same_task(), batches(), progress=False)
 
 
+def test_a_refit_that_does_harm_is_told() -> None:
+    """From as few rows as a layer has inputs."""
+    few = [batch[:FEATURES] for batch in batches()[:2]]
+    options = {"ridge": 1e-9, "progress": False}
+    plan = hm.plan(same_task(), few, **options)
+    (note,) = [note for note in plan.notes if "refit made the trial worse" in note]
+    assert f"-> {max(plan.trials.values()):.4f} of the parents' outputs" in note
+    assert "give more, or refit=False" in note
+    many = hm.plan(same_task(), batches(), **options)
+    alone = hm.plan(same_task(), few, refit=False, **options)
+    for found in (many, alone):
+        assert not any("refit made" in note for note in found.notes)
+    unfitted = max(alone.trials.values())
+    assert f"on other inputs, {unfitted:.4f} -> " in note
+
+
 def refuse_all() -> float:
     raise hm.PlanError("nothing can be built")
+
+
+def test_a_trial_knows_no_input_that_it_is_judged_by(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Read-offs that were fitted to few inputs would explain exactly these."""
+    seen: list[set[float]] = []
+    given = [torch.full((8, INPUTS), float(i)).double() + batches()[0][:8] / 9 for i in range(4)]
+
+    def noted(statistics: hm.Statistics, options: Options) -> Matching:
+        seen.append({round(float(call[0][0].mean())) for call in statistics.calls})
+        return match_within(statistics, options)
+
+    monkeypatch.setattr("hetmerge.choosing.match_within", noted)
+    plan = hm.plan(disjoint(), given, outputs="concat", progress=False)
+    assert seen == [{0, 2}] * 3
+    assert plan.trials["select"] < 0.9999
+    assert plan.samples == 32
