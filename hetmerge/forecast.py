@@ -198,7 +198,7 @@ def forecast(
         dropped=sum(len(network.graph.dead) for network in networks),
         process_bytes=resident(),
         planning_bytes=planning,
-        applying_bytes=applying.peak_bytes,
+        applying_bytes=applying.peak_bytes + max(maps_bytes(setting, m) for m in tried),
         flops=single,
         seconds=single / _rate(device),
         notes=[*parents.notes, *configuration_notes(setting), *notes, *applying.notes],
@@ -274,7 +274,7 @@ _Held = dict[int, dict[tuple[str, Nest | None], int]]
 
 def planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) -> int:
     """Most memory while the parents' moments are gathered unit by unit, and spaces matched in
-    between; on top of what the process holds."""
+    between, with the maps that stay; on top of what the process holds."""
     meter = Meter()
     ledgers = [Ledger(link.parent, 1.0, 1, meter, link.again) for link in setting.links]
     visits = visits_of(setting, whole=options.match == "pca")
@@ -302,7 +302,17 @@ def planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) ->
             most = max(most, streams * len(calls) + _total(held) - own + matching)
         for visit in complete:
             held.pop(visit.space, None)
-    return int(most)
+    return int(most) + maps_bytes(setting, options.match)
+
+
+def maps_bytes(setting: Setting, match: str) -> int:
+    """Of the dense maps of all spaces, by which what a selection drops is read off: they stay."""
+    if match not in ("select", "pca"):
+        return 0
+    found = {(v.space, v.kind): _sizes(setting, v) for v in visits_of(setting, match == "pca")}
+    kind = torch.promote_types(setting.skeleton.state.dtype, torch.float32)
+    lost = (max(sizes) * (sum(sizes) - max(sizes)) for sizes in found.values())
+    return kind.itemsize * sum(lost)
 
 
 def _total(held: _Held) -> int:

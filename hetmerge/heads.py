@@ -95,17 +95,15 @@ def keep_units(
         kept: numbers among the units.
 
     Returns:
-        A selection whose read-offs are of the units' features: [size * f, width * f] for f features
+        A selection whose read-offs are of the units' features: [lost * f, width * f] for f features
         in each.
     """
     labels = torch.full((len(units),), -1)
     labels[list(kept)] = torch.arange(len(kept))
     at = torch.cat([units[i] for i in kept])
     read = second[:, at] @ torch.linalg.pinv(second[at][:, at], rtol=RANK, hermitian=True)
-    read[at] = torch.eye(len(at)).to(read)
-    each = [count * len(units[0]) for count in sizes.values()]
-    return Partition(
-        len(kept),
-        dict(zip(sizes, labels.split(list(sizes.values())), strict=True)),
-        dict(zip(sizes, read.split(each), strict=True)),
-    ).cpu()
+    own = dict(zip(sizes, labels.split(list(sizes.values())), strict=True))
+    lost = [unit for unit, label in zip(units, labels.tolist(), strict=True) if label < 0]
+    read = read[torch.cat(lost)] if lost else read[:0]
+    each = [int((x < 0).sum()) * len(units[0]) for x in own.values()]
+    return Partition(len(kept), own, dict(zip(own, read.split(each), strict=True))).cpu()

@@ -87,6 +87,7 @@ class Matcher:
         self._spaces = self.setting.skeleton.graph.spaces
         self.weights = options.shares(len(self.setting.parents))
         self.streams = not self.setting.skeleton.in_memory
+        self._type = torch.promote_types(self.setting.skeleton.state.dtype, torch.float32)
         self._places = Places(self.setting, statistics.calls, options)
         self._fixed = FixedOrder(self.setting, statistics.calls[0])
         self.partitions: dict[int, Partition] = {}
@@ -137,7 +138,8 @@ class Matcher:
         order = {space.index: i for i, space in enumerate(outer_first(self._spaces))}
         for space in sorted(spaces, key=lambda space: order[space.index]):
             if sizes := self.sizes(space):
-                self.partitions[space.index] = self._partition(space, sizes, width)
+                found = self._partition(space, sizes, width)
+                self.partitions[space.index] = found.read_in(self._type)
 
     def _even(self) -> Matching:
         ordered = {

@@ -26,10 +26,10 @@ class Partition:
         labels: parent -> int64 [size] in [0, width), -1 for features a selection did not keep and
             for all of an orthogonal map; parents that lack the space are absent. Where they differ
             inside the parent's heads or groups, [heads or groups, size].
-        readoff: of a selection or an orthogonal map, parent -> [size, width] float64, how its
-            features are read from the merged ones; empty for a partition, where a feature is read
-            from its cluster. Where f features stand inside each of them, as inside heads, it may
-            be [size * f, width * f].
+        readoff: of a selection or an orthogonal map, parent -> [lost, width], how its features of
+            label -1 are read from the merged ones, in their order; a kept one is read from where it
+            is. Empty for a partition, where a feature is read from its cluster. Where f features
+            stand inside each of them, as inside heads, it may be [lost * f, width * f].
         writes: of an orthogonal map, parent -> [size, width] float64, what its features add to the
             merged ones, which are a sum over the parents and no average.
         outer: the space of the heads or groups inside which labels differ; None: they do not.
@@ -50,6 +50,21 @@ class Partition:
             for found in (self.labels, self.readoff, self.writes)
         )
         return Partition(self.width, labels, readoff, writes, self.outer)
+
+    def read_in(self, dtype: torch.dtype) -> Partition:
+        """The same with read-offs of this type, as they are used."""
+        readoff = {m: rows.to(dtype) for m, rows in self.readoff.items()}
+        return Partition(self.width, self.labels, readoff, self.writes, self.outer)
+
+    def dense(self, parent: int) -> Tensor:
+        """[size, width]: how all features of one parent are read, kept ones among them; of what
+        stands inside them where the read-off is."""
+        rows, labels = self.readoff[parent], self.labels[parent]
+        kept, lost, where = _apart(labels, rows.shape[1] // self.width)
+        matrix = rows.new_zeros(len(kept) + len(lost), rows.shape[1])
+        matrix[lost] = rows
+        matrix[kept, where] = 1.0
+        return matrix
 
     def of(self, parent: int) -> Spread:
         """Where the features of one parent go."""
@@ -220,29 +235,47 @@ def through(
     Args:
         expr: how the dimension is built from spaces.
         partitions: space -> where the parent's features go, for its sizes.
-        matrices: the parent's space -> [size, width], or of all that stands inside the space;
-            other spaces stay as they are.
+        matrices: the parent's space -> [features of label -1, width], or of all that stands inside
+            the space; other spaces stay as they are.
     """
     if not any(leaf.space in matrices for leaf in leaves(expr)):
         return tensor
     if isinstance(expr, Leaf):
-        matrix = matrices[expr.space].to(tensor)
-        read: Tensor = torch.tensordot(tensor, matrix, ([dim], [0])).movedim(-1, dim)
-        return read
+        return _through(tensor, dim, partitions[expr.space], matrices[expr.space])
     sizes = [size_of(part, partitions) for part in expr.parts]
     if isinstance(expr, Concat):
         pieces = zip(tensor.split(sizes, dim), expr.parts, strict=True)
         return torch.cat([through(x, dim, part, partitions, matrices) for x, part in pieces], dim)
     first = expr.parts[0]
-    whole = matrices.get(first.space) if isinstance(first, Leaf) else None
-    if whole is not None and len(whole) == tensor.shape[dim] != sizes[0]:
-        axis: Tensor = torch.tensordot(tensor, whole.to(tensor), ([dim], [0])).movedim(-1, dim)
-        return axis
+    if isinstance(first, Leaf) and first.space in matrices:
+        whole, spread = matrices[first.space], partitions[first.space]
+        if whole.shape[1] != spread.width:
+            return _through(tensor, dim, spread, whole)
     grid = tensor.unflatten(dim, sizes)
     for k, part in enumerate(expr.parts):
         grid = through(grid, dim + k, part, partitions, matrices)
     flat: Tensor = grid.flatten(dim, dim + len(sizes) - 1)
     return flat
+
+
+def _through(tensor: Tensor, dim: int, spread: Spread, rows: Tensor) -> Tensor:
+    """One dimension: what is lost through the dense rows, what is kept added where it goes."""
+    kept, lost, where = (
+        index.to(tensor.device) for index in _apart(spread.labels, rows.shape[1] // spread.width)
+    )
+    dropped = tensor.index_select(dim, lost) if len(kept) else tensor
+    read: Tensor = torch.tensordot(dropped, rows.to(tensor), ([dim], [0])).movedim(-1, dim)
+    return read.index_add(dim, where, tensor.index_select(dim, kept)) if len(kept) else read
+
+
+def _apart(labels: Tensor, inside: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Indices of kept features, of lost ones (label -1), and where the kept ones go, with so many
+    features inside each."""
+    steps = torch.arange(inside)
+    kept, lost = (labels >= 0).nonzero(), (labels < 0).nonzero()
+    found = (kept, lost, labels[kept])
+    kept, lost, where = ((index * inside + steps).flatten() for index in found)
+    return kept, lost, where
 
 
 def size_of(expr: Expr, partitions: Mapping[int, Spread]) -> int:

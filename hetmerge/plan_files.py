@@ -4,22 +4,26 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load, save
+from safetensors.torch import load_file
 from torch import Tensor
 
 from hetmerge.agreement import Agreement
 from hetmerge.errors import InputError, PlanError
+from hetmerge.files import replace_file
 from hetmerge.options import Options
 from hetmerge.planning import AlignmentPlan, PlannedSpace
+from hetmerge.shard_writer import header_of
 
 FORMAT = "hetmerge plan"
-VERSION = 2
+VERSION = 3
 JSON, TENSORS = "plan.json", "plan.safetensors"
+BLOCK = 1 << 24  # bytes of a file that are read at a time
 
 
 def write_plan(plan: AlignmentPlan, directory: Path) -> None:
@@ -28,9 +32,8 @@ def write_plan(plan: AlignmentPlan, directory: Path) -> None:
     Raises:
         PlanError: the directory cannot be written.
     """
-    from hetmerge.files import replace_file
-
-    tensors = save(_tensors(plan))
+    tensors = _tensors(plan)
+    parts: list[bytes | memoryview] = [header_of(tensors, {}), *map(_bytes, tensors.values())]
     body = {
         "options": plan.options.to_dict(),
         "parents": plan.parents,
@@ -44,11 +47,11 @@ def write_plan(plan: AlignmentPlan, directory: Path) -> None:
         "samples": plan.samples,
         "trials": plan.trials,
     }
-    header = {"format": FORMAT, "version": VERSION, "digest": _digest(body, tensors)}
+    header = {"format": FORMAT, "version": VERSION, "digest": _digest(body, parts)}
     text = json.dumps({**header, **body}, indent=1)
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        replace_file(directory / TENSORS, tensors)
+        replace_file(directory / TENSORS, *parts)
         replace_file(directory / JSON, text.encode())
     except OSError as error:
         raise PlanError(f"{directory}: cannot be written ({error.strerror or error})") from error
@@ -65,15 +68,14 @@ def read_plan(directory: Path) -> AlignmentPlan:
             raise PlanError(f"{directory}: no file {name}; a plan is {JSON} and {TENSORS}")
     try:
         body: dict[str, Any] = json.loads((directory / JSON).read_text())
-        raw = (directory / TENSORS).read_bytes()
-        tensors = load(raw)
+        tensors = load_file(directory / TENSORS)
     except (ValueError, SafetensorError) as error:
         raise PlanError(f"{directory}: the plan is damaged ({error}); make it again") from error
     if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
         raise PlanError(f"{directory / JSON}: not a hetmerge plan")
     if (version := body.pop("version", None)) != VERSION:
         raise PlanError(f"{directory / JSON}: version {version!r}; this release reads {VERSION}")
-    if body.pop("digest", None) != _digest(body, raw):
+    if body.pop("digest", None) != _digest(body, _blocks(directory / TENSORS)):
         raise PlanError(
             f"{directory}: the plan was changed after it was written (its digest does not fit); "
             "make a new plan with the options you want"
@@ -156,6 +158,18 @@ def _tensors(plan: AlignmentPlan) -> dict[str, Tensor]:
     return found
 
 
-def _digest(body: dict[str, Any], tensors: bytes) -> str:
-    text = json.dumps(body, sort_keys=True)
-    return hashlib.sha256(text.encode() + tensors).hexdigest()
+def _bytes(tensor: Tensor) -> memoryview:
+    return tensor.reshape(-1).view(torch.uint8).numpy().data
+
+
+def _blocks(path: Path) -> Iterator[bytes]:
+    with path.open("rb") as file:
+        while block := file.read(BLOCK):
+            yield block
+
+
+def _digest(body: dict[str, Any], parts: Iterable[bytes | memoryview]) -> str:
+    found = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
+    for part in parts:
+        found.update(part)
+    return found.hexdigest()

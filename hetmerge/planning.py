@@ -52,8 +52,8 @@ class PlannedSpace:
             None where the parent lacks the space; [units, size] where they differ inside the
             parent's units of another space.
         free: False where the order had to be kept (inputs, outputs, constants).
-        readoff: of a selection or an orthogonal map, parent -> [size, width], how its features are
-            read from the merged ones.
+        readoff: of a selection or an orthogonal map, parent -> [lost, width], how its features of
+            label -1 are read from the merged ones.
         writes: of an orthogonal map, parent -> [size, width], what its features add to them.
         agreement: correlations of the features that share a cluster; None where they were not
             compared.

@@ -86,24 +86,21 @@ def keep(covariance: Tensor, sizes: Mapping[int, int], chosen: Tensor, live: int
     spans = spans_of(sizes)
     labels = chosen.new_full((len(covariance),), -1)
     labels[chosen.sort().values] = torch.arange(len(chosen), device=chosen.device)
+    own = {m: labels[span] for m, span in spans.items()}
     readoff = _read_off(covariance, chosen[:live], labels, len(chosen))
-    return Partition(
-        len(chosen),
-        {m: labels[span] for m, span in spans.items()},
-        {m: readoff[span].contiguous() for m, span in spans.items()},
-    ).cpu()
+    lost = readoff.split([int((x < 0).sum()) for x in own.values()])
+    return Partition(len(chosen), own, dict(zip(own, lost, strict=True))).cpu()
 
 
 def _read_off(covariance: Tensor, live: Tensor, labels: Tensor, width: int) -> Tensor:
-    """[O, width] float64: a kept feature is itself, the others are regressed on the live ones."""
-    matrix = covariance.new_zeros(len(covariance), width)
-    if len(live):
+    """[lost, width] float64: the features that are not kept, regressed on the live ones."""
+    lost = (labels < 0).nonzero().flatten()
+    matrix = covariance.new_zeros(len(lost), width)
+    if len(live) and len(lost):
         factors = torch.linalg.lu_factor(covariance[live[:, None], live])
-        for rows in torch.arange(len(covariance), device=live.device).split(ROWS):
-            found = torch.linalg.lu_solve(*factors, covariance[live[:, None], rows])
+        for rows in torch.arange(len(lost), device=live.device).split(ROWS):
+            found = torch.linalg.lu_solve(*factors, covariance[live[:, None], lost[rows]])
             matrix[rows[:, None], labels[live]] = found.T
-    kept = labels >= 0
-    matrix[kept] = torch.eye(width).to(matrix)[labels[kept]]
     return matrix
 
 

@@ -103,7 +103,9 @@ def _read_off(
 ) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """How the parent's features at the cut are read from the trunk's: description and tensors."""
     partition = projector.partitions[cut.space]
-    labels, dense = partition.labels[parent], partition.readoff.get(parent)
+    labels, dense = partition.labels[parent], None
+    if parent in partition.readoff:
+        dense = partition.dense(parent).double()
     like = next(iter(projector.setting.parents[parent].state.values()))
     dtype = like.dtype
     spec = {

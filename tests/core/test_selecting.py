@@ -85,7 +85,10 @@ def test_what_is_not_kept_is_regressed_on_what_is() -> None:
     assert map_.width == 5
     kept = torch.cat([map_.labels[0], map_.labels[1]]) >= 0
     assert int(kept.sum()) == 5
-    read = x[:, kept] @ torch.cat([map_.readoff[0], map_.readoff[1]]).T
+    assert [len(map_.readoff[m]) for m in (0, 1)] == [
+        int((map_.labels[m] < 0).sum()) for m in (0, 1)
+    ]
+    read = x[:, kept] @ torch.cat([map_.dense(0), map_.dense(1)]).T
     torch.testing.assert_close(read, x, rtol=CLOSE, atol=CLOSE)
     assert map_.merged == 2
     assert not map_.union
