@@ -8,8 +8,9 @@ import torch
 import hetmerge as hm
 from hetmerge import weights
 from hetmerge.batches import as_call
-from hetmerge.forecast import forecast
+from hetmerge.forecast import forecast, maps_bytes
 from hetmerge.options import Options
+from hetmerge.planning import setting_of
 
 tf = pytest.importorskip("transformers")
 
@@ -78,7 +79,20 @@ def test_more_layers_take_no_more_memory(tmp_path, missing):
             tf.LlamaForCausalLM(config).save_pretrained(folders[-1])
         models = [hm.open_checkpoint(folder) for folder in folders]
         call = as_call({"input_ids": torch.zeros(4, 64, dtype=torch.int64)})
-        peaks.append(forecast(models, [call, call], Options(missing=missing)))
+        peaks.append(forecast(models, [call, call], Options(match="zip", missing=missing)))
     assert peaks[1].planning_bytes == pytest.approx(peaks[0].planning_bytes, rel=0.02)
     assert peaks[1].applying_bytes == pytest.approx(peaks[0].applying_bytes, rel=0.02)
     assert peaks[1].flops > 1.8 * peaks[0].flops
+
+
+@pytest.mark.parametrize("match", ["select", "pca"])
+def test_maps_that_stay_are_counted(parents, match):
+    """What a selection drops is read off by a dense map, which is there until all is written."""
+    _, folders, batches = parents("llama")
+    models = [hm.open_checkpoint(folder) for folder in folders]
+    plan = hm.plan(models, batches, match=match, progress=False)
+    held = sum(x.numel() * 4 for s in plan.spaces if not s.writes for x in s.readoff.values())
+    setting, _ = setting_of(plan, models)
+    assert 0 < held <= maps_bytes(setting, match) < 2 * held
+    assert maps_bytes(setting, "zip") == 0
+    assert all(x.dtype == torch.float32 for s in plan.spaces for x in s.readoff.values())
