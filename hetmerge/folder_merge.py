@@ -22,7 +22,7 @@ from hetmerge.calibration import as_calls
 from hetmerge.choosing import Choice
 from hetmerge.devices import known_device
 from hetmerge.draft import Draft
-from hetmerge.errors import CheckpointError, InputError
+from hetmerge.errors import CheckpointError, HetmergeError
 from hetmerge.files import check_new, new_directory, replace_file
 from hetmerge.halfway import Halfway
 from hetmerge.lazy import Checkpoint, open_checkpoint
@@ -183,8 +183,10 @@ def _unfinished(out: Path, identity: str) -> Iterator[Path]:
         with _alone(work / RUN):
             try:
                 yield work
-            except InputError:
-                remove_tree(work / HALFWAY)  # other inputs start anew
+            except HetmergeError as error:
+                if not isinstance(error, CheckpointError):  # other inputs or options start anew
+                    remove_tree(work / HALFWAY)
+                    shutil.rmtree(work / FOLDER, ignore_errors=True)
                 raise
             finally:
                 begun = any((work / name).exists() for name in (PLAN, HALFWAY, FOLDER))

@@ -47,8 +47,8 @@ from hetmerge.vocabulary import Vocabulary
 from hetmerge.weights import OnDisk
 
 _TRIALS = (
-    "match='auto': {} ways of matching are tried, each planned on all inputs and merged from half "
-    "of them at most; the disk holds one trial at a time, before the result"
+    "match='auto': {} ways of matching are tried, each from half of the inputs at most; the disk "
+    "holds one trial at a time, before the result"
 )
 SIDE, SIDE_ELSEWHERE = 1024, 8192  # of the products that tell how fast this machine is
 
@@ -170,9 +170,9 @@ def forecast(
     parameters = sum(p.numel() for p in model.parameters())
     tried, left = _tried(setting, calls, options)
     planning = max(planning_bytes(setting, calls, replace(options, match=m)) for m in tried)
-    single = applying.flops + len(tried) * _planning_flops(setting, calls)
+    single = applying.flops + _planning_flops(setting, calls)
     if len(tried) > 1:
-        single += len(tried) * applying.flops // 2
+        single += len(tried) * single // 2
         planning = max(planning, judging_bytes(setting, calls), applying.peak_bytes)
         notes = [*notes, *left, _TRIALS.format(len(tried))]
     trained = None

@@ -129,7 +129,10 @@ def _text(found: Forecast, config: MergeConfig) -> str:
         problems.append("the disk is too small for the result")
     there = found.working_bytes if found.device != "cpu" else 0
     if found.peak_bytes > total() > 0 or there > total(found.device) > 0:
-        problems.append("the memory is too small; use fewer calibration tokens or a smaller width")
+        problems.append(
+            "the memory is too small; use fewer calibration tokens, a smaller width, or "
+            "merge_method: zip"
+        )
     lines += [f"note: {note}" for note in found.notes]
     lines += [f"problem: {problem}" for problem in problems]
     return "\n".join(lines)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 import hetmerge as hm
 from hetmerge import forecast as forecasting
@@ -119,6 +120,17 @@ def test_a_plan_alone_tries_in_a_temporary_folder(parents, tmp_path, monkeypatch
     for one, two in zip(plan.spaces, wanted.spaces, strict=True):
         assert all(a is b or torch.equal(a, b) for a, b in zip(one.labels, two.labels, strict=True))
     assert not list((tmp_path / "temporary").iterdir())
+
+
+def test_nothing_is_left_of_trials_that_cannot_be(parents, tmp_path):
+    _, folders, batches = parents("llama")
+    file = folders[1] / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.mlp.up_proj.weight"][0, 0] = float("nan")
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(hm.InputError, match="mlp.up_proj.weight' holds NaN or infinity"):
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False)
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["parent0", "parent1"]
 
 
 def test_a_forecast_counts_the_trials(parents, monkeypatch):
