@@ -146,7 +146,7 @@ def test_nothing_is_narrower_where_all_fit_and_nothing_wider_where_not(
 
 
 def test_a_space_counts_once_per_layer_that_reads_it(small, vectors, monkeypatch) -> None:
-    matcher = Matcher(calibrate(small, vectors, progress=False), Options())
+    matcher = Matcher(calibrate(small, vectors, progress=False), Options(match="zip"))
     matcher.match("max")
     once = curves_of(matcher)
     places = matcher.places
