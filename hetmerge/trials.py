@@ -93,6 +93,9 @@ class Trials:
                     options_then = planned(match)[0].options
                     known[match] = trial(made, options_then, fit, held, self.progress, memory)
                 replace_file(self._folder / KNOWN, json.dumps(known).encode())
+            best = max(known, key=lambda name: known[name])
+            for other in (plans.keys() & known.keys()) - {best}:
+                del plans[other]  # its maps may be large
             return known[match]
 
         _, setting, _ = planned("zip")
