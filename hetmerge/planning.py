@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from hetmerge.agreement import Agreement
 from hetmerge.alignment import Alignment, find_stages
 from hetmerge.architecture import check_reached, target_of, widths_of
-from hetmerge.batches import Call
+from hetmerge.batches import Call, as_given
 from hetmerge.calibration import Statistics, align_parents, as_calls, calls_for, check_models
 from hetmerge.choosing import choose
 from hetmerge.cutting import find_cut
@@ -220,11 +220,14 @@ def plan(
     """
     given: dict[str, Any] = {"blocks": blocks, "vocabulary": vocabulary, "progress": progress}
     chosen = Options.make(options)
-    if chosen.match != "auto" or not isinstance(models[0], Checkpoint):
-        return plan_statistics(models, batches, **given, **options)[0]
-    from hetmerge.trials import trials_beside
+    if chosen.match == "auto":
+        calls = as_calls(models, batches, chosen.depth)
+        batches = as_given(calls)
+        if isinstance(models[0], Checkpoint):
+            from hetmerge.trials import trials_beside
 
-    return trials_beside(models, as_calls(models, batches, chosen.depth), chosen, given)
+            return trials_beside(models, calls, chosen, given)
+    return plan_statistics(models, batches, **given, **options)[0]
 
 
 def plan_statistics(

@@ -233,3 +233,9 @@ def test_a_trial_knows_no_input_that_it_is_judged_by(monkeypatch: pytest.MonkeyP
     assert seen == [{0, 2}] * 3
     assert plan.trials["select"] < 0.9999
     assert plan.samples == 32
+
+
+@pytest.mark.parametrize("models", [[], None, Net(), [Net(), 3]])
+def test_no_models_are_told_before_anything_is_tried(models: object) -> None:
+    with pytest.raises(hm.InputError, match="^models"):
+        hm.plan(models, batches(), progress=False)
