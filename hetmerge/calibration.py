@@ -74,8 +74,9 @@ class Statistics:
 
     def of(self, calls: Sequence[Call]) -> Statistics:
         """Of the same parents on other batches, nothing seen yet."""
-        empty = Statistics(self.similarity, {}, {}, {}, {}, {}, {}, 0, self.setting, tuple(calls))
-        return replace(empty, vocabulary=self.vocabulary, notes=self.notes)
+        total = sum(samples(call) for call in calls)
+        new = Statistics(self.similarity, {}, {}, {}, {}, {}, {}, total, self.setting, tuple(calls))
+        return replace(new, vocabulary=self.vocabulary, notes=self.notes)
 
     def forget(self) -> None:
         """Drop all moments."""

@@ -123,7 +123,10 @@ def plan(
     polish: Polish = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON line only.")] = False,
 ) -> None:
-    """Say what merging CONFIG will make and take: shapes, memory, disk, work; reads no weights."""
+    """Say what merging CONFIG will make and take: shapes, memory, disk, work.
+
+    Reads no weights, unless something in CONFIG needs whole models in memory.
+    """
     from hetmerge import plan_command
 
     sys.stdout.write(plan_command.run(config, as_json, polish) + "\n")

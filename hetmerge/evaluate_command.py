@@ -105,10 +105,10 @@ def _models(folder: Path, report: Report) -> tuple[dict[str, Path], list[str]]:
 def _write(folder: Path, report: Report) -> None:
     """The report in all its forms; each file is replaced whole."""
     text = json.dumps(report.to_dict(), indent=1) + "\n"
-    replace_file(folder / REPORT, text.encode())
+    replace_file(folder / REPORT, [text.encode()])
     plan = AlignmentPlan.load(folder / PLAN)
-    replace_file(folder / "report.html", render(report, plan).encode())
+    replace_file(folder / "report.html", [render(report, plan).encode()])
     configuration = folder / CONFIG_COPY
     if configuration.is_file():
         card = model_card(report, plan, configuration.read_text(encoding="utf-8"))
-        replace_file(folder / CARD, card.encode())
+        replace_file(folder / CARD, [card.encode()])

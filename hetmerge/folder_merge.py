@@ -18,30 +18,29 @@ from torch import Tensor
 
 from hetmerge.applying import FITS, MergeResult, Prepared, prepare
 from hetmerge.batches import Call, Joint, as_given
-from hetmerge.calibration import as_calls
+from hetmerge.calibration import Statistics, as_calls
 from hetmerge.choosing import Choice
 from hetmerge.devices import known_device
 from hetmerge.draft import Draft
 from hetmerge.errors import CheckpointError, HetmergeError
 from hetmerge.files import check_new, new_directory, replace_file
-from hetmerge.halfway import Halfway
+from hetmerge.halfway import Halfway, remove_halfway
 from hetmerge.lazy import Checkpoint, open_checkpoint
 from hetmerge.on_disk import SHARD, Place
 from hetmerge.options import Options
 from hetmerge.page import render
+from hetmerge.plan_files import read_plan, reading_from
 from hetmerge.planning import AlignmentPlan, plan_statistics, setting_of
 from hetmerge.polishing import Polish, train
 from hetmerge.pretrained import CONFIG
 from hetmerge.progress import Progress
-from hetmerge.shard_writer import JOURNAL
-from hetmerge.snapshots import remove_tree
+from hetmerge.shard_writer import JOURNAL, bytes_of
 from hetmerge.sources import load_model
 from hetmerge.teaching import Teacher
-from hetmerge.trials import FOLDER, Planned, Trials
+from hetmerge.trials import FOLDER, HALFWAY, Planned, Trials
 from hetmerge.vocabulary import Vocabulary
 
 RUN, PLAN, POLISHED = "run.json", "plan", "polished"
-HALFWAY = "planning.safetensors"  # of a plan that is not finished
 
 
 def merge_to(
@@ -126,7 +125,7 @@ def merge_to(
         folder.rename(out)
         if folder != work:
             shutil.rmtree(work)
-    return result
+    return replace(result, plan=reading_from(out / PLAN, result.plan))
 
 
 def _polished(
@@ -179,13 +178,13 @@ def _unfinished(out: Path, identity: str) -> Iterator[Path]:
             work.mkdir(parents=True)
             today = datetime.now(timezone.utc).date().isoformat()
             known = {"identity": identity, "date": today}
-            replace_file(work / RUN, json.dumps(known).encode())
+            replace_file(work / RUN, [json.dumps(known).encode()])
         with _alone(work / RUN):
             try:
                 yield work
             except HetmergeError as error:
                 if not isinstance(error, CheckpointError):  # other inputs or options start anew
-                    remove_tree(work / HALFWAY)
+                    remove_halfway(work / HALFWAY)
                     shutil.rmtree(work / FOLDER, ignore_errors=True)
                 raise
             finally:
@@ -221,17 +220,17 @@ def _chosen(
     progress: bool | None,
 ) -> Planned:
     """The plan, kept in the folder that is filled, and what it was made from."""
-    work = place.folder
+    work, given = place.folder, dict[str, Any](vocabulary=vocabulary, progress=progress)
 
-    def planned(folder: Path, options: Options, fit: Sequence[Call]) -> Planned:
+    def planned(folder: Path, options: Options, aligned: Statistics) -> Planned:
         folder.mkdir(parents=True, exist_ok=True)
-        return _plan(folder, models, fit, options, vocabulary, progress)
+        return _plan(folder, models, aligned.calls, options, aligned=aligned, **given)
 
     choice = None
     if options.match == "auto" and not (work / PLAN).is_dir():
-        choice = Trials(planned, calls, place, Progress(progress)).run(options)
+        choice = Trials(models, planned, calls, place, Progress(progress)).run(options)
         options = replace(options, match=choice.match)
-    found = _plan(work, models, calls, options, vocabulary, progress, choice)
+    found = _plan(work, models, calls, options, choice=choice, **given)
     shutil.rmtree(work / FOLDER, ignore_errors=True)
     return found
 
@@ -241,28 +240,31 @@ def _plan(
     models: Sequence[Checkpoint],
     calls: Sequence[Call],
     options: Options,
-    vocabulary: Vocabulary | None,
-    progress: bool | None,
+    *,
     choice: Choice | None = None,
+    aligned: Statistics | None = None,
+    **given: Any,
 ) -> Planned:
+    """The plan in this folder, which is made where it is not there yet.
+
+    Args:
+        given, aligned: see :func:`hetmerge.planning.plan_statistics`.
+    """
     if (work / PLAN).is_dir():
-        remove_tree(work / HALFWAY)
-        plan = AlignmentPlan.load(work / PLAN)
+        remove_halfway(work / HALFWAY)
+        plan = read_plan(work / PLAN)
+        if aligned:
+            return plan, aligned.setting, plan.partitions(aligned.setting)
         return (plan, *setting_of(plan, models))
     halfway = Halfway(work / HALFWAY)
-    plan, statistics, partitions = plan_statistics(
-        models,
-        as_given(calls),
-        vocabulary=vocabulary,
-        progress=progress,
-        halfway=halfway,
-        **options.to_dict(),
-    )
+    known = {"halfway": halfway, "aligned": aligned, **given, **options.to_dict()}
+    plan, statistics, _ = plan_statistics(models, as_given(calls), **known)
     plan = choice.told(plan) if choice else plan
     with new_directory(work / PLAN) as draft:
         plan.save(draft)
-    remove_tree(work / HALFWAY)
-    return plan, statistics.setting, partitions
+    plan = reading_from(work / PLAN, plan)
+    remove_halfway(work / HALFWAY)
+    return plan, statistics.setting, plan.partitions(statistics.setting)
 
 
 def _identity(
@@ -288,11 +290,12 @@ def _identity(
         for args, kwargs in own:
             for key, value in (*enumerate(args), *sorted(kwargs.items())):
                 digest.update(f"{key}:".encode())
-                digest.update(_bytes(value) if isinstance(value, Tensor) else repr(value).encode())
+                digest.update(_bytes(value))
         for rows in call.rows if isinstance(call, Joint) else ():
             digest.update(_bytes(rows))
     return digest.hexdigest()
 
 
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data
+def _bytes(value: Any) -> bytes | memoryview:
+    tensor = isinstance(value, Tensor)
+    return bytes_of(value.cpu().contiguous()) if tensor else repr(value).encode()

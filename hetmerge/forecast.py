@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass, replace
@@ -30,6 +29,7 @@ from hetmerge.gathering import (
 from hetmerge.huggingface import configuration_notes, merged_config
 from hetmerge.judging import judging_bytes
 from hetmerge.lazy import Checkpoint, empty
+from hetmerge.maps_cost import largest_map, maps_bytes, maps_flops, sizes_at
 from hetmerge.matching import Matcher, shrinks
 from hetmerge.memory import resident, total
 from hetmerge.network import Network
@@ -41,7 +41,6 @@ from hetmerge.polish_cost import PolishCost, polish_cost
 from hetmerge.polishing import Polish
 from hetmerge.relatives import relatives
 from hetmerge.setting import Setting, build_setting
-from hetmerge.tracing.expr import size
 from hetmerge.tracing.spaces import Space
 from hetmerge.vocabulary import Vocabulary
 from hetmerge.weights import OnDisk
@@ -74,6 +73,7 @@ class Forecast:
         flops: floating-point operations in all.
         seconds: what they take at the rate of matrix products on this machine.
         notes: remarks.
+        maps_bytes: of dense maps on disk: once in the plan, and once more while it is made.
         device: where it is computed.
         largest_bytes: of a tensor on disk.
     """
@@ -91,6 +91,7 @@ class Forecast:
     process_bytes: int
     planning_bytes: int
     applying_bytes: int
+    maps_bytes: int
     flops: int
     seconds: float
     notes: list[str]
@@ -171,8 +172,9 @@ def forecast(
     tried, left = _tried(setting, calls, options)
     planning = max(planning_bytes(setting, calls, replace(options, match=m)) for m in tried)
     single = applying.flops + _planning_flops(setting, calls)
+    chosen = max(maps_flops(setting, m) for m in tried)
     if len(tried) > 1:
-        single += len(tried) * single // 2
+        single += len(tried) * single // 2 + chosen
         planning = max(planning, judging_bytes(setting, calls), applying.peak_bytes)
         notes = [*notes, *left, _TRIALS.format(len(tried))]
     trained = None
@@ -198,9 +200,10 @@ def forecast(
         dropped=sum(len(network.graph.dead) for network in networks),
         process_bytes=resident(),
         planning_bytes=planning,
-        applying_bytes=applying.peak_bytes + max(maps_bytes(setting, m) for m in tried),
-        flops=single,
-        seconds=single / _rate(device),
+        applying_bytes=applying.peak_bytes + max(largest_map(setting, m) for m in tried),
+        maps_bytes=max(maps_bytes(setting, m) for m in tried),
+        flops=single + chosen,
+        seconds=(single + chosen) / _rate(device),
         notes=[*parents.notes, *configuration_notes(setting), *notes, *applying.notes],
         polish=trained,
         device=device.type,
@@ -274,7 +277,7 @@ _Held = dict[int, dict[tuple[str, Nest | None], int]]
 
 def planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) -> int:
     """Most memory while the parents' moments are gathered unit by unit, and spaces matched in
-    between, with the maps that stay; on top of what the process holds."""
+    between; on top of what the process holds."""
     meter = Meter()
     ledgers = [Ledger(link.parent, 1.0, 1, meter, link.again) for link in setting.links]
     visits = visits_of(setting, whole=options.match == "pca")
@@ -288,7 +291,7 @@ def planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) ->
         for visit in segment:
             _walk(setting, ledgers, visit)
             kinds = held.setdefault(visit.space, {})
-            kinds[visit.kind, visit.nest] = _moments_bytes(_sizes(setting, visit), options)
+            kinds[visit.kind, visit.nest] = _moments_bytes(sizes_at(setting, visit), options)
         for ledger in ledgers:
             ledger.read.clear()
         # The streams of the other batches stand beside the batch that runs.
@@ -298,37 +301,15 @@ def planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) ->
         complete = [visit for visit in segment if last[visit.space] == i]
         for visit in complete:
             own = sum(held[visit.space].values())
-            matching = _matching_bytes(_sizes(setting, visit), own, options)
+            matching = _matching_bytes(sizes_at(setting, visit), own, options)
             most = max(most, streams * len(calls) + _total(held) - own + matching)
         for visit in complete:
             held.pop(visit.space, None)
-    return int(most) + maps_bytes(setting, options.match)
-
-
-def maps_bytes(setting: Setting, match: str) -> int:
-    """Of the dense maps of all spaces, by which what a selection drops is read off: they stay."""
-    if match not in ("select", "pca"):
-        return 0
-    found = {(v.space, v.kind): _sizes(setting, v) for v in visits_of(setting, match == "pca")}
-    kind = torch.promote_types(setting.skeleton.state.dtype, torch.float32)
-    lost = (max(sizes) * (sum(sizes) - max(sizes)) for sizes in found.values())
-    return kind.itemsize * sum(lost)
+    return int(most)
 
 
 def _total(held: _Held) -> int:
     return sum(sum(own.values()) for own in held.values())
-
-
-def _sizes(setting: Setting, visit: Visit) -> list[int]:
-    """Features per parent of what is seen there."""
-    members = setting.members(visit.space)
-    if visit.kind == "axis":
-        nodes = {m: setting.links[m].node(visit.view.node) for m in members}
-        return [
-            size(setting.parents[m].graph.values[node][-1]) for m, node in nodes.items() if node
-        ]
-    spaces = visit.nest or (visit.space,)
-    return [math.prod(setting.width(m, k) for k in spaces) for m in members]
 
 
 def _walk(setting: Setting, ledgers: Sequence[Ledger], visit: Visit) -> None:
@@ -364,7 +345,7 @@ def _planning_flops(setting: Setting, calls: Sequence[Call]) -> int:
     passes = sum(forward_flops(link.parent, growth, link.again) for link in setting.links)
     pairs = 0
     for visit in visits_of(setting):
-        pairs += sum(_sizes(setting, visit)) ** 2
+        pairs += sum(sizes_at(setting, visit)) ** 2
     return int(passes + passes / growth + tokens * pairs)
 
 

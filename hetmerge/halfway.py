@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from hetmerge.snapshots import Tree, read_tree, write_tree
+from torch import Tensor
+
+from hetmerge.maps import StoredMaps, store_maps, stored_maps
+from hetmerge.snapshots import Tree, read_tree, remove_tree, write_tree
 
 EVERY = 300.0  # seconds from one snapshot to the next: what a stop may cost
+MAPS = "maps"  # the folder, beside the file, of dense maps that have been computed
 
 
 class Halfway:
@@ -37,9 +42,30 @@ class Halfway:
         """From now on a snapshot holds what `part` returns."""
         self._parts[name] = part
 
+    def store(self, space: int, maps: Mapping[int, Tensor]) -> StoredMaps:
+        """Move the dense maps of a space out of memory.
+
+        Raises:
+            CheckpointError: they cannot be written.
+        """
+        return store_maps(self._file(space), maps)
+
+    def stored(self, space: int) -> StoredMaps:
+        """The dense maps of a space that an earlier run has stored."""
+        return stored_maps(self._file(space))
+
+    def _file(self, space: int) -> Path:
+        return self.path.with_name(MAPS) / f"{space}.safetensors"
+
     def passed(self) -> None:
         """Everything that is kept fits together now: take a snapshot if the last one is old."""
         if time.monotonic() - self._last < EVERY:
             return
         write_tree(self.path, {name: part() for name, part in self._parts.items()})
         self._last = time.monotonic()
+
+
+def remove_halfway(path: Path) -> None:
+    """Remove a file of a :class:`Halfway`, and what lies beside it."""
+    remove_tree(path)
+    shutil.rmtree(path.with_name(MAPS), ignore_errors=True)

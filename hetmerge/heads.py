@@ -16,6 +16,29 @@ JITTER = 1e-6
 RANK = 1e-12
 
 
+def keep_best(
+    second: Tensor,
+    importance: Tensor,
+    sizes: Mapping[int, int],
+    weights: Sequence[float],
+    width: int,
+) -> Partition:
+    """The map that keeps the units, all of one size, from which all are best read off.
+
+    Args:
+        second, importance: [O, O] float64, see :func:`best_units`; parent after parent.
+        sizes: parent -> units.
+        weights: of all parents; units of a parent of weight 0 are not kept.
+        width: units to keep; fewer where parents have no weight.
+    """
+    heard = [m for m in sizes if weights[m] > 0] or list(sizes)
+    owner = [m for m, count in sizes.items() for _ in range(count)]
+    units = torch.arange(len(second)).chunk(len(owner))
+    free = [i for i, m in enumerate(owner) if m in heard]
+    chosen = best_units(second, importance, [units[i] for i in free], min(width, len(free)))
+    return keep_units(second, sizes, units, [free[i] for i in chosen])
+
+
 def best_units(
     second: Tensor, importance: Tensor, units: Sequence[Tensor], count: int
 ) -> list[int]:

@@ -51,11 +51,11 @@ def outputs_explained(made: Realised, calls: Sequence[Call], options: Options) -
         for place, tally in tallies.items():
             if isinstance(tally, _Numbers) and not tally.shared:
                 tally.scales = [_scale(n, s, calls, m, place) for m, (n, s) in enumerate(pairs)]
-    for call in calls:
-        theirs = [outputs_of(network, each, call) for network, each in pairs]
-        found = outputs_of(made.network, setting.stages, call)
+    theirs = zip(*(outputs_of(network, each, calls) for network, each in pairs), strict=True)
+    merged = outputs_of(made.network, setting.stages, calls)
+    for call, owns, found in zip(calls, theirs, merged, strict=True):
         for place, tally in tallies.items():
-            tally.add(call, {m: own[place] for m, own in enumerate(theirs)}, found[place])
+            tally.add(call, {m: own[place] for m, own in enumerate(owns)}, found[place])
     shares = [tally.share() for tally in tallies.values()]
     return sum(shares) / len(shares)
 
@@ -186,9 +186,8 @@ class _Tokens:
 def _scale(
     network: Network, stages: Sequence[Stage], calls: Sequence[Call], member: int, place: int
 ) -> tuple[float, float]:
-    return scale_of(
-        [comparable(outputs_of(network, stages, c)[place], c, member).cpu() for c in calls]
-    )
+    found = zip(calls, outputs_of(network, stages, calls), strict=True)
+    return scale_of([comparable(outputs[place], call, member).cpu() for call, outputs in found])
 
 
 def _rows(value: Tensor, call: Call, member: int | None) -> Tensor:

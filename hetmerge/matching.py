@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -15,10 +15,11 @@ from hetmerge.calibration import Statistics
 from hetmerge.fixed_order import FixedOrder
 from hetmerge.gathering import Gathered
 from hetmerge.halfway import Halfway
-from hetmerge.heads import best_units, keep_units
+from hetmerge.heads import keep_best
 from hetmerge.labelling import Labelling
 from hetmerge.labels import positional_partition, similarity_of
-from hetmerge.nested import apart, match_inside, outer_first, outer_similarity
+from hetmerge.maps import pack, unpack
+from hetmerge.nested import apart, match_inside, nested, outer_first, outer_similarity
 from hetmerge.ops.moments import Moments
 from hetmerge.options import Options
 from hetmerge.partition import Partition, union
@@ -74,11 +75,6 @@ def rotation_of(setting: Setting, space: int) -> Rotation | None:
     return setting.skeleton.rotations.get(space)
 
 
-def nested(spaces: Sequence[Space], index: int) -> bool:
-    """Part of an axis with an inner structure: heads, groups and what is inside them."""
-    return bool(spaces[index].structure) or any(index in s.structure for s in spaces)
-
-
 class Matcher:
     """Partitions space by space, outer spaces before those nested in them."""
 
@@ -95,6 +91,7 @@ class Matcher:
         self.notes: list[str] = []
         self._labelling = Labelling(options, self.weights, self.notes, overwrite=self.streams)
         self._directed: dict[int, Directions] = {}
+        self._halfway: Halfway | None = None
 
     def match(self, width: Width) -> Matching:
         """Match every space, anew if it was done before at other widths."""
@@ -109,9 +106,10 @@ class Matcher:
     ) -> Matching:
         """Match spaces as their moments come, and forget the moments."""
         check_names(width, self._spaces)
+        self._halfway = halfway
         if halfway:
             if known := halfway.take("matching"):
-                self._restore(known)
+                self._restore(known, halfway)
             halfway.keep("matching", self._state)
         for part in parts:
             seen = {*part.moments, *(k for nest in part.nested for k in nest)}
@@ -124,13 +122,13 @@ class Matcher:
     def _state(self) -> dict[str, Any]:
         """What has been decided; what only parts of one piece share is not kept."""
         return {
-            "partitions": {k: vars(partition) for k, partition in self.partitions.items()},
+            "partitions": pack(self.partitions),
             "agreements": {k: found.to_dict() for k, found in self.agreements.items()},
             "notes": self.notes,
         }
 
-    def _restore(self, state: dict[str, Any]) -> None:
-        self.partitions = {k: Partition(**known) for k, known in state["partitions"].items()}
+    def _restore(self, state: dict[str, Any], halfway: Halfway) -> None:
+        self.partitions = unpack(state["partitions"], halfway.stored)
         self.agreements = {k: Agreement(**known) for k, known in state["agreements"].items()}
         self.notes[:] = state["notes"]
 
@@ -138,8 +136,13 @@ class Matcher:
         order = {space.index: i for i, space in enumerate(outer_first(self._spaces))}
         for space in sorted(spaces, key=lambda space: order[space.index]):
             if sizes := self.sizes(space):
-                found = self._partition(space, sizes, width)
-                self.partitions[space.index] = found.read_in(self._type)
+                found = self._partition(space, sizes, width).read_in(self._type)
+                if self._halfway and found.readoff:
+                    stored = self._halfway.store(space.index, found.readoff)
+                    found = replace(found, readoff=stored)
+                self.partitions[space.index] = found
+                if self.streams:  # each space is matched once
+                    self._directed.clear()
 
     def _even(self) -> Matching:
         ordered = {
@@ -308,20 +311,14 @@ class Matcher:
 
         None where they differ in size between the parents.
         """
-        weights, moments = self.weights, self.statistics.axes[space.index]
+        moments = self.statistics.axes[space.index]
         features = dict(zip(sizes, moments.sizes, strict=True))
         if len({features[m] // sizes[m] for m in sizes}) > 1:
             return None
         second = about_zero(moments)
         places = self._places.of_axis(space.index, sizes)
-        importance = importance_of(second, features, places, weights)
-        heard = [m for m in sizes if weights[m] > 0] or list(sizes)
-        ends = torch.arange(len(second)).split(moments.sizes)
-        units = [u for m, at in zip(sizes, ends, strict=True) for u in at.reshape(sizes[m], -1)]
-        owner = [m for m, count in sizes.items() for _ in range(count)]
-        free = [i for i, m in enumerate(owner) if m in heard]
-        chosen = best_units(second, importance, [units[i] for i in free], min(target, len(free)))
-        return keep_units(second, sizes, units, [free[i] for i in chosen])
+        importance = importance_of(second, features, places, self.weights)
+        return keep_best(second, importance, sizes, self.weights, target)
 
     def _theirs(self, parent: int, space: int) -> Space:
         link = self.setting.links[parent]

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, TypeVar
 
 import torch
 
-from hetmerge.applying import MergeResult, Prepared, prepare
+from hetmerge.applying import MergeResult, Prepared
 from hetmerge.casting import cast_model
 from hetmerge.checkpoints import save
 from hetmerge.companions import CONFIG_COPY, write_companions
@@ -19,11 +19,11 @@ from hetmerge.errors import InputError
 from hetmerge.files import check_new
 from hetmerge.folder_merge import merge_to
 from hetmerge.huggingface import is_pretrained
+from hetmerge.in_memory import plan_in_memory, summary
 from hetmerge.lazy import Checkpoint, open_checkpoint
 from hetmerge.massive import without_massive
 from hetmerge.perplexity import score
-from hetmerge.planning import AlignmentPlan, plan_statistics
-from hetmerge.polish_cost import polish_cost
+from hetmerge.planning import AlignmentPlan
 from hetmerge.polishing import Polished, train
 from hetmerge.progress import Progress
 from hetmerge.reading import (
@@ -31,7 +31,6 @@ from hetmerge.reading import (
     calibration_batches,
     evaluation_windows,
     find_parents,
-    load_parents,
     open_parents,
     options_of,
     polish_of,
@@ -86,7 +85,7 @@ def _merge_on_disk(
     held_out = evaluation_windows(config, parents.language, tokenizer)
 
     def prepared(plan: AlignmentPlan, ready: Prepared) -> None:
-        _show(console, plan, ready, config)
+        _show(console, ready, config)
 
     def finished(folder: Path, result: MergeResult) -> None:
         result.report.sources = parents.described(config)
@@ -117,44 +116,28 @@ def _merge_on_disk(
 def _merge_in_memory(
     config: MergeConfig, config_path: Path, parents: Parents, out: Path, console: "Console | None"
 ) -> MergeResult:
-    models = load_parents(config, parents)
-    vocabulary, tokenizer = vocabulary_of(parents.language, models)
-    batches = calibration_batches(config, parents.language, tokenizer)
-    if config.calibration.exclude_massive:
-        batches = without_massive(models, batches)
-    held_out = evaluation_windows(config, parents.language, tokenizer)
     progress = None if console else False
-    plan, statistics, partitions = plan_statistics(
-        models, batches, vocabulary=vocabulary, progress=progress, **options_of(config)
-    )
-    ready = prepare(plan, statistics.setting, partitions, statistics.calls)
-    _show(console, plan, ready, config)
+    planned = plan_in_memory(config, parents, progress)
+    ready, tokenizer, held_out = planned.ready, planned.tokenizer, planned.held_out
+    _show(console, ready, config)
     result = ready.run(Progress(progress))
     if polish := polish_of(config):
         began = time.perf_counter()
-        teacher = Teacher(ready.made.projector, ready.calls, plan, ready.refit)
+        teacher = Teacher(ready.made.projector, ready.calls, ready.plan, ready.refit)
         result.report.polish = asdict(train(result.model, teacher, polish, Progress(progress)))
         result.report.seconds["polish"] = time.perf_counter() - began
     if config.out_dtype:
         cast_model(result.model, getattr(torch, config.out_dtype))
     result.report.sources = parents.described(config)
-    for m, (who, model) in enumerate(_scored(models, result.model) if held_out else ()):
+    for m, (who, model) in enumerate(_scored(planned.models, result.model) if held_out else ()):
         result.report.scores[who] = score(model, held_out, m)
     _write(result, parents, tokenizer, config, config_path, out)
     return result
 
 
-def _show(
-    console: "Console | None", plan: AlignmentPlan, ready: Prepared, config: MergeConfig
-) -> None:
+def _show(console: "Console | None", ready: Prepared, config: MergeConfig) -> None:
     if console:
-        text = f"{plan.summary()}\n{ready.cost.summary()}"
-        if polish := polish_of(config):
-            network, setting = ready.made.network, ready.made.projector.setting
-            dtype = getattr(torch, config.dtype)
-            cost = polish_cost(network, setting, ready.calls, polish.steps, dtype)
-            text += f"\n{cost.summary()}"
-        console.print(text, markup=False, highlight=False, soft_wrap=True)
+        console.print(summary(ready, config), markup=False, highlight=False, soft_wrap=True)
 
 
 def _check(out: Path) -> None:

@@ -28,6 +28,11 @@ def outer_first(spaces: Sequence[Space]) -> list[Space]:
     return sorted(spaces, key=lambda space: (depth_of(space), space.index))
 
 
+def nested(spaces: Sequence[Space], index: int) -> bool:
+    """Part of an axis with an inner structure: heads, groups and what is inside them."""
+    return bool(spaces[index].structure) or any(index in s.structure for s in spaces)
+
+
 def nest_at(expr: Expr, path: Sequence[int], spaces: Sequence[Space]) -> tuple[int, int] | None:
     """(outer, inner) if what lies at `path` of a dimension stands in the units of one outer space,
     and may have another order in each."""
@@ -42,8 +47,8 @@ def nest_at(expr: Expr, path: Sequence[int], spaces: Sequence[Space]) -> tuple[i
     if len(outer) != 1 or not (isinstance(outer[0], Leaf) and isinstance(expr, Leaf)):
         return None
     known = min(outer[0].space, expr.space) >= 0
-    nested = known and outer[0].space in spaces[expr.space].structure
-    return (outer[0].space, expr.space) if nested else None
+    inside = known and outer[0].space in spaces[expr.space].structure
+    return (outer[0].space, expr.space) if inside else None
 
 
 def outer_similarity(similarity: Tensor, outer: Sequence[int], inner: Sequence[int]) -> Tensor:

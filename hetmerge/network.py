@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import cached_property
 from typing import Any
 
@@ -142,17 +142,31 @@ class Network:
         return next((layer for layer in self.layers if layer.weight == weight), None)
 
 
-def outputs_of(network: Network, stages: Sequence[Stage], call: Call) -> list[Tensor]:
-    """A network's outputs on one batch; of a checkpoint one unit is in memory at a time."""
-    walker = network.walk([call])
-    walker.hold(network.graph.outputs)
-    for stage in stages:
-        for unit in stage.units:
-            walker.compute([unit.output])
+def outputs_of(
+    network: Network, stages: Sequence[Stage], calls: Sequence[Call]
+) -> Iterator[list[Tensor]]:
+    """A network's outputs on one batch after the other.
+
+    The units of a checkpoint are read once for all batches, one at a time; what comes behind them,
+    such as an output head, once for each, so that the outputs of only one batch exist.
+    """
+    ends = network.graph.outputs
+    for group in [[call] for call in calls] if network.in_memory else [calls]:
+        walker = network.walk(group)
+        walker.hold(ends)
+        for stage in stages:
+            for unit in stage.units:
+                walker.compute([unit.output])
+                release([network])
+        reached = dict(walker.values)
+        for i, call in enumerate(group):
+            last = network.walk([call])
+            for name, values in reached.items():
+                last.give(name, [values[i]])
+            last.hold(ends)
+            last.compute(ends)
             release([network])
-    walker.compute(network.graph.outputs)
-    release([network])
-    return [walker.values[name][0] for name in network.graph.outputs]
+            yield [last.values[name][0] for name in ends]
 
 
 def release(networks: Iterable[Network]) -> None:

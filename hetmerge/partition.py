@@ -39,7 +39,7 @@ class Partition:
 
     width: int
     labels: dict[int, Tensor]
-    readoff: dict[int, Tensor] = field(default_factory=dict)
+    readoff: Mapping[int, Tensor] = field(default_factory=dict)
     writes: dict[int, Tensor] = field(default_factory=dict)
     outer: int | None = None
 

@@ -1,26 +1,32 @@
-"""`hetmerge plan`: what a merge will make and take, before any weight is read."""
+"""`hetmerge plan`: what a merge will make and take, before it is made.
+
+Of Hugging Face directories no weight is read; what is merged in memory is loaded and calibrated.
+"""
 
 from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import asdict
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from hetmerge.batches import Call, Joint, as_call
 from hetmerge.config import MergeConfig, bytes_of, read_config
 from hetmerge.cost import size_of
-from hetmerge.errors import InputError
 from hetmerge.forecast import Forecast, forecast
+from hetmerge.in_memory import plan_in_memory, polish_of_plan, summary
 from hetmerge.inputs import TEXT_BATCH, array_batches
 from hetmerge.memory import total
 from hetmerge.options import Options
+from hetmerge.partial import PartialModel
 from hetmerge.reading import find_parents, open_parents, options_of, polish_of, vocabulary_of
 from hetmerge.windows import evenly
 
 if TYPE_CHECKING:
+    from hetmerge.applying import Prepared
     from hetmerge.lazy import Checkpoint
 
 SHOWN = 12  # widths in the table
@@ -40,11 +46,8 @@ def run(config_path: Path, as_json: bool, polish: int | None = None) -> str:
     parents = find_parents(config)
     models = open_parents(config, parents)
     if models is None:
-        raise InputError(
-            "models: a plan is made from Hugging Face directories without BatchNorm or remote "
-            "code, and without stop_at or budget; this merge runs in memory, and "
-            "`hetmerge merge` shows its plan"
-        )
+        ready = plan_in_memory(config, parents, False if as_json else None).ready
+        return json.dumps(_known(ready, config)) if as_json else _text_in_memory(ready, config)
     vocabulary, _ = vocabulary_of(parents.language, [model.module for model in models])
     calls = _calls(config, models, parents.language is not None and not parents.language.shared)
     dtype = getattr(torch, config.out_dtype) if config.out_dtype else None
@@ -74,6 +77,43 @@ def _calls(config: MergeConfig, models: list[Checkpoint], apart: bool) -> list[C
     return calls
 
 
+def _known(ready: Prepared, config: MergeConfig) -> dict[str, Any]:
+    """A plan that was made in memory as plain data."""
+    plan, model, polish = ready.plan, ready.made.network.model, polish_of_plan(ready, config)
+    whole = plan.options.stop_at is None
+    return {
+        "parents": plan.parents,
+        "model": type(model).__name__ if whole else PartialModel.__name__,
+        "parameters": sum(p.numel() for p in model.parameters()) if whole else None,
+        "slots": dict(zip(plan.stages, zip(*plan.slots, strict=True), strict=True)),
+        "widths": {
+            space.name: [[None if x is None else x.shape[-1] for x in space.labels], space.width]
+            for space in plan.spaces
+        },
+        "trials": plan.trials,
+        "cost": asdict(ready.cost),
+        "polish": asdict(polish) if polish else None,
+        "notes": list(plan.notes),
+    }
+
+
+def _text_in_memory(ready: Prepared, config: MergeConfig) -> str:
+    model = ready.made.network.model
+    lines = [
+        "this merge runs in memory: its parents were loaded, and calibrated for this plan",
+        summary(ready, config),
+    ]
+    if ready.plan.options.stop_at is None:
+        count = sum(p.numel() for p in model.parameters())
+        taken = sum(p.numel() * p.element_size() for p in model.parameters())
+        free = shutil.disk_usage(Path()).free
+        lines.append(
+            f"result: {type(model).__name__}, {count:,} parameters, {size_of(taken)}; "
+            f"{size_of(free)} free here"
+        )
+    return "\n".join(lines)
+
+
 def _text(found: Forecast, config: MergeConfig) -> str:
     lines = []
     for m, parent in enumerate(found.parents):
@@ -96,8 +136,9 @@ def _text(found: Forecast, config: MergeConfig) -> str:
     )
     free = shutil.disk_usage(Path()).free
     shards = -(-found.bytes // bytes_of(config.max_shard_size))
+    maps = f", {size_of(found.maps_bytes)} in the plan" if found.maps_bytes else ""
     lines.append(
-        f"disk: {size_of(found.bytes)} as {found.dtype} in about {shards} file(s); "
+        f"disk: {size_of(found.bytes)} as {found.dtype} in about {shards} file(s){maps}; "
         f"{size_of(free)} free here"
     )
     trained = f", polish {size_of(found.polish.peak_bytes)}" if found.polish else ""
@@ -120,13 +161,13 @@ def _text(found: Forecast, config: MergeConfig) -> str:
         ]
     lines.append(
         f"work: {found.flops / 1e12:,.1f} TFLOP, {_duration(found.seconds)} at this machine's rate "
-        "of matrix products; matching and reading come on top"
+        "of matrix products; reading, and matching without selections, come on top"
     )
     if found.polish:
         lines.append(f"{found.polish.summary()}; the disk holds the result twice meanwhile")
     problems = []
-    if found.bytes * (2 if found.polish else 1) > free:
-        problems.append("the disk is too small for the result")
+    if found.bytes * (2 if found.polish else 1) + 2 * found.maps_bytes > free:
+        problems.append("the disk is too small for the result, and its plan while it is made")
     there = found.working_bytes if found.device != "cpu" else 0
     if found.peak_bytes > total() > 0 or there > total(found.device) > 0:
         problems.append(

@@ -4,21 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError
-from safetensors.torch import load_file
 from torch import Tensor
 
 from hetmerge.agreement import Agreement
-from hetmerge.errors import InputError, PlanError
+from hetmerge.errors import CheckpointError, InputError, PlanError
 from hetmerge.files import replace_file
+from hetmerge.maps import StoredMaps
 from hetmerge.options import Options
 from hetmerge.planning import AlignmentPlan, PlannedSpace
-from hetmerge.shard_writer import header_of
+from hetmerge.shard_writer import bytes_of, header_of
+from hetmerge.shards import Stored, read_header
+from hetmerge.weights import read
 
 FORMAT = "hetmerge plan"
 VERSION = 3
@@ -32,8 +34,6 @@ def write_plan(plan: AlignmentPlan, directory: Path) -> None:
     Raises:
         PlanError: the directory cannot be written.
     """
-    tensors = _tensors(plan)
-    parts: list[bytes | memoryview] = [header_of(tensors, {}), *map(_bytes, tensors.values())]
     body = {
         "options": plan.options.to_dict(),
         "parents": plan.parents,
@@ -47,18 +47,30 @@ def write_plan(plan: AlignmentPlan, directory: Path) -> None:
         "samples": plan.samples,
         "trials": plan.trials,
     }
-    header = {"format": FORMAT, "version": VERSION, "digest": _digest(body, parts)}
-    text = json.dumps({**header, **body}, indent=1)
+    digest = _digest_of(body)
+
+    def parts() -> Iterator[bytes | memoryview]:
+        tensors = _tensors(plan)
+        yield header_of(tensors, {})
+        for found in tensors.values():
+            yield bytes_of(read(found) if isinstance(found, Stored) else found)
+
+    def digested() -> Iterator[bytes | memoryview]:
+        for part in parts():
+            digest.update(part)
+            yield part
+
     try:
         directory.mkdir(parents=True, exist_ok=True)
-        replace_file(directory / TENSORS, *parts)
-        replace_file(directory / JSON, text.encode())
+        replace_file(directory / TENSORS, digested())
+        header = {"format": FORMAT, "version": VERSION, "digest": digest.hexdigest()}
+        replace_file(directory / JSON, [json.dumps({**header, **body}, indent=1).encode()])
     except OSError as error:
         raise PlanError(f"{directory}: cannot be written ({error.strerror or error})") from error
 
 
 def read_plan(directory: Path) -> AlignmentPlan:
-    """Read and check a plan.
+    """Read and check a plan, whose dense maps stay in its file until they are used.
 
     Raises:
         PlanError: missing, damaged, of another version, or changed by hand.
@@ -68,14 +80,17 @@ def read_plan(directory: Path) -> AlignmentPlan:
             raise PlanError(f"{directory}: no file {name}; a plan is {JSON} and {TENSORS}")
     try:
         body: dict[str, Any] = json.loads((directory / JSON).read_text())
-        tensors = load_file(directory / TENSORS)
-    except (ValueError, SafetensorError) as error:
+        places = read_header(directory / TENSORS)
+    except (ValueError, CheckpointError) as error:
         raise PlanError(f"{directory}: the plan is damaged ({error}); make it again") from error
     if not isinstance(body, dict) or body.pop("format", None) != FORMAT:
         raise PlanError(f"{directory / JSON}: not a hetmerge plan")
     if (version := body.pop("version", None)) != VERSION:
         raise PlanError(f"{directory / JSON}: version {version!r}; this release reads {VERSION}")
-    if body.pop("digest", None) != _digest(body, _blocks(directory / TENSORS)):
+    written, digest = body.pop("digest", None), _digest_of(body)
+    for block in _blocks(directory / TENSORS):
+        digest.update(block)
+    if written != digest.hexdigest():
         raise PlanError(
             f"{directory}: the plan was changed after it was written (its digest does not fit); "
             "make a new plan with the options you want"
@@ -84,11 +99,37 @@ def read_plan(directory: Path) -> AlignmentPlan:
         options = Options.make(body["options"])
     except InputError as error:
         raise PlanError(f"{directory / JSON}: {error}") from error
-    return _restore(body, options, tensors)
+    return _restore(body, options, places)
 
 
-def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor]) -> AlignmentPlan:
+def in_memory(plan: AlignmentPlan) -> AlignmentPlan:
+    """The same with all dense maps in memory, so that its file may go."""
+    spaces = [replace(s, readoff=dict(s.readoff), writes=dict(s.writes)) for s in plan.spaces]
+    return replace(plan, spaces=spaces)
+
+
+def reading_from(directory: Path, plan: AlignmentPlan) -> AlignmentPlan:
+    """The same plan, which was written to this directory, with dense maps that stay there."""
+    places, count = read_header(directory / TENSORS), len(plan.parents)
+    spaces = [
+        replace(space, readoff=_maps("readoff", k, count, places))
+        for k, space in enumerate(plan.spaces)
+    ]
+    return replace(plan, spaces=spaces)
+
+
+def _maps(kind: str, space: int, parents: int, places: dict[str, Stored]) -> StoredMaps:
+    names = {m: f"{kind}/{space}/{m}" for m in range(parents)}
+    return StoredMaps({m: places[name] for m, name in names.items() if name in places})
+
+
+def _restore(body: dict[str, Any], options: Options, places: dict[str, Stored]) -> AlignmentPlan:
     count = len(body["parents"])
+    tensors = {
+        name: read(place)
+        for name, place in places.items()
+        if not name.startswith(("readoff/", "writes/"))
+    }
     similarities = {
         name: [tensors[f"similarity/{s}/{m}"] for m in range(count)]
         for s, name in enumerate(body["stages"])
@@ -98,10 +139,6 @@ def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor])
     for k, space in enumerate(body["spaces"]):
         labels = [tensors.get(f"labels/{k}/{m}") for m in range(count)]
         labels = [x.to(torch.int64) if x is not None else None for x in labels]
-        readoff, writes = (
-            {m: x for m in range(count) if (x := tensors.get(f"{kind}/{k}/{m}")) is not None}
-            for kind in ("readoff", "writes")
-        )
         found = Agreement(**space["agreement"]) if space["agreement"] else None
         spaces.append(
             PlannedSpace(
@@ -109,8 +146,8 @@ def _restore(body: dict[str, Any], options: Options, tensors: dict[str, Tensor])
                 space["width"],
                 labels,
                 space["free"],
-                readoff,
-                writes,
+                _maps("readoff", k, count, places),
+                dict(_maps("writes", k, count, places)),
                 found,
                 space["outer"],
             )
@@ -142,24 +179,23 @@ def _space(space: PlannedSpace) -> dict[str, Any]:
     }
 
 
-def _tensors(plan: AlignmentPlan) -> dict[str, Tensor]:
-    found = {
+def _tensors(plan: AlignmentPlan) -> dict[str, Tensor | Stored]:
+    found: dict[str, Tensor | Stored] = {
         f"labels/{k}/{m}": labels.to(torch.int32).contiguous()
         for k, space in enumerate(plan.spaces)
         for m, labels in enumerate(space.labels)
         if labels is not None
     }
     for k, space in enumerate(plan.spaces):
-        found.update({f"readoff/{k}/{m}": x.contiguous() for m, x in space.readoff.items()})
-        found.update({f"writes/{k}/{m}": x.contiguous() for m, x in space.writes.items()})
+        for kind, maps in (("readoff", space.readoff), ("writes", space.writes)):
+            if isinstance(maps, StoredMaps):
+                found.update({f"{kind}/{k}/{m}": place for m, place in maps.places.items()})
+            else:
+                found.update({f"{kind}/{k}/{m}": x.contiguous() for m, x in maps.items()})
     for s, name in enumerate(plan.stages):
         for m, table in enumerate(plan.similarities.get(name, [])):
             found[f"similarity/{s}/{m}"] = table.double().contiguous()
     return found
-
-
-def _bytes(tensor: Tensor) -> memoryview:
-    return tensor.reshape(-1).view(torch.uint8).numpy().data
 
 
 def _blocks(path: Path) -> Iterator[bytes]:
@@ -168,8 +204,6 @@ def _blocks(path: Path) -> Iterator[bytes]:
             yield block
 
 
-def _digest(body: dict[str, Any], parts: Iterable[bytes | memoryview]) -> str:
-    found = hashlib.sha256(json.dumps(body, sort_keys=True).encode())
-    for part in parts:
-        found.update(part)
-    return found.hexdigest()
+def _digest_of(body: dict[str, Any]) -> hashlib._Hash:
+    """Of the JSON alone; the bytes of the tensors follow."""
+    return hashlib.sha256(json.dumps(body, sort_keys=True).encode())

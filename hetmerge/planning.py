@@ -26,6 +26,7 @@ from hetmerge.gathering import gather
 from hetmerge.halfway import Halfway
 from hetmerge.huggingface import configuration_notes
 from hetmerge.lazy import Checkpoint
+from hetmerge.maps_cost import check_room
 from hetmerge.matching import Matcher
 from hetmerge.network import Network
 from hetmerge.options import Options
@@ -64,7 +65,7 @@ class PlannedSpace:
     width: int
     labels: list[Tensor | None]
     free: bool
-    readoff: dict[int, Tensor] = field(default_factory=dict)
+    readoff: Mapping[int, Tensor] = field(default_factory=dict)
     writes: dict[int, Tensor] = field(default_factory=dict)
     agreement: Agreement | None = None
     outer: str | None = None
@@ -137,6 +138,17 @@ class AlignmentPlan:
                 found[name] = tables[pick].tolist()
         return found
 
+    def partitions(self, setting: Setting) -> dict[int, Partition]:
+        """The maps by the index of their space.
+
+        Raises:
+            PlanError: a space is not there.
+        """
+        by_name = {space.name: space.index for space in setting.skeleton.graph.spaces}
+        if missing := [s.name for s in self.spaces if s.name not in by_name]:
+            raise PlanError(f"the plan names space {missing[0]!r}, which these models do not have")
+        return {by_name[s.name]: s.partition(by_name) for s in self.spaces}
+
     def with_options(self, **changes: Any) -> AlignmentPlan:
         """The same plan with other options of `apply`."""
         return replace(self, options=Options.make({**self.options.to_dict(), **changes}))
@@ -167,10 +179,10 @@ class AlignmentPlan:
 
     @staticmethod
     def load(directory: str | Path) -> AlignmentPlan:
-        """Read a plan; PlanError if a file is missing, damaged or was changed by hand."""
-        from hetmerge.plan_files import read_plan
+        """Read a plan into memory; PlanError if it is missing, damaged or was changed by hand."""
+        from hetmerge.plan_files import in_memory, read_plan
 
-        return read_plan(Path(directory))
+        return in_memory(read_plan(Path(directory)))
 
     def cost(self, models: Sequence[nn.Module], batches: Iterable[Any]) -> Cost:
         """What :func:`hetmerge.apply` will take on these batches: rows, memory, operations.
@@ -238,12 +250,14 @@ def plan_statistics(
     vocabulary: Vocabulary | None = None,
     progress: bool | None = None,
     halfway: Halfway | None = None,
+    aligned: Statistics | None = None,
     **options: Any,
 ) -> tuple[AlignmentPlan, Statistics, dict[int, Partition]]:
     """A plan with the statistics and partitions it was made from.
 
     Args:
         halfway: of parents on disk, where what is finished is kept for a run that is stopped.
+        aligned: statistics without moments, of the same parents, batches and options of depth.
     """
     chosen = Options.make(options)
     calls = as_calls(models, batches, chosen.depth)
@@ -251,7 +265,11 @@ def plan_statistics(
         chosen = _on_disk(chosen)
     chosen.check_counts(len(models))
     bar = Progress(progress)
-    statistics = align_parents(models, calls, chosen.depth, chosen.missing, blocks, bar, halfway)
+    statistics = (
+        aligned.of(calls)
+        if aligned
+        else align_parents(models, calls, chosen.depth, chosen.missing, blocks, bar, halfway)
+    )
     statistics = replace(statistics, vocabulary=vocabulary)
     setting, target = statistics.setting, None
     if chosen.architecture:
@@ -268,6 +286,8 @@ def plan_statistics(
     if choice:
         chosen = replace(chosen, match=choice.match)
     within = chosen.match != "permute" or chosen.budget is not None
+    if halfway:
+        check_room(halfway.path.parent, setting, chosen.match)
     parts = gather(setting, calls, bar, within, chosen.match == "pca", halfway)
     if not setting.skeleton.in_memory:
         matching = Matcher(statistics, chosen).match_stream(parts, chosen.width, halfway)
@@ -381,8 +401,4 @@ def setting_of(
     stages = find_stages(networks, plan.blocks)
     alignment = Alignment(stages, plan.slots, plan.similarities, plan.base)
     setting = build_setting(networks, alignment, call)
-    by_name = {space.name: space.index for space in setting.skeleton.graph.spaces}
-    missing = [s.name for s in plan.spaces if s.name not in by_name]
-    if missing:
-        raise PlanError(f"the plan names space {missing[0]!r}, which these models do not have")
-    return setting, {by_name[s.name]: s.partition(by_name) for s in plan.spaces}
+    return setting, plan.partitions(setting)

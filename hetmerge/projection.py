@@ -13,6 +13,7 @@ from hetmerge.attention import Factor
 from hetmerge.branches import Passage
 from hetmerge.correspondence import Correspondence
 from hetmerge.layers import op_name, tensor_names
+from hetmerge.maps import MapsOf
 from hetmerge.network import Network
 from hetmerge.ops.project import project
 from hetmerge.partition import (
@@ -61,12 +62,13 @@ class Projector:
         )
         parents = range(len(setting.parents))
         self._tables = [self._table(m) for m in parents]
-        self._reads = [
-            {k: p.readoff[m] for k, p in partitions.items() if m in p.readoff} for m in parents
-        ]
-        self._writes = [
-            {k: p.writes[m] for k, p in partitions.items() if m in p.writes} for m in parents
-        ]
+        self._reads, self._writes = (
+            [MapsOf(maps, m) for m in parents]
+            for maps in (
+                {k: p.readoff for k, p in partitions.items()},
+                {k: p.writes for k, p in partitions.items()},
+            )
+        )
         self._read_tables = [self._behind(m, self._reads[m]) for m in parents]
         self._write_tables = [self._behind(m, self._writes[m]) for m in parents]
         self.widths = {space: p.width for space, p in partitions.items()}

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.applying import MergeResult, prepare
-from hetmerge.matching import nested
+from hetmerge.nested import nested
 from hetmerge.ops.selection import select
 from hetmerge.planning import plan_statistics
 from hetmerge.progress import Progress

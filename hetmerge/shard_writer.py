@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
+import math
 import os
 import shutil
 from collections.abc import Iterable, Mapping
@@ -63,7 +64,7 @@ class ShardWriter:
         try:
             with place.path.open("r+b") as file:
                 file.seek(offset)
-                file.write(stored.reshape(-1).view(torch.uint8).numpy().data)
+                file.write(bytes_of(stored))
                 file.flush()
                 os.fsync(file.fileno())
         except OSError as error:
@@ -161,12 +162,12 @@ def _assign(like: Mapping[str, Tensor], limit: int) -> dict[str, list[str]]:
     }
 
 
-def header_of(like: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
+def header_of(like: Mapping[str, Tensor | Stored], metadata: Mapping[str, str]) -> bytes:
     """The start of a safetensors file: the length of a JSON table, and the table."""
     table: dict[str, object] = {"__metadata__": dict(metadata)}
     start = 0
     for name, tensor in like.items():
-        stop = start + _size(tensor)
+        stop = start + math.prod(tensor.shape) * tensor.dtype.itemsize
         table[name] = {
             "dtype": _NAMES[tensor.dtype],
             "shape": list(tensor.shape),
@@ -176,6 +177,12 @@ def header_of(like: Mapping[str, Tensor], metadata: Mapping[str, str]) -> bytes:
     text = json.dumps(table, separators=(",", ":")).encode()
     text += b" " * (-len(text) % 8)
     return len(text).to_bytes(8, "little") + text
+
+
+def bytes_of(tensor: Tensor) -> memoryview:
+    """Its bytes, of a contiguous tensor on the CPU, without a copy."""
+    found: memoryview = tensor.reshape(-1).view(torch.uint8).numpy().data
+    return found
 
 
 def _size(tensor: Tensor) -> int:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from hetmerge.errors import CheckpointError
 from hetmerge.files import replace_file
-from hetmerge.shard_writer import header_of
+from hetmerge.shard_writer import bytes_of, header_of
 from hetmerge.shards import Stored, read_header
 from hetmerge.weights import read
 
@@ -29,10 +29,10 @@ def write_tree(path: Path, tree: Tree) -> None:
     """
     storages: Storages = {}
     text = json.dumps(_encoded(tree, storages), separators=(",", ":"))
-    parts = [storage.cpu().view(torch.uint8).numpy().data for _, storage in storages.values()]
+    parts = [bytes_of(storage.cpu()) for _, storage in storages.values()]
     like = {str(number): storage for number, storage in storages.values()}
     if sum(part.nbytes for part in parts) < shutil.disk_usage(path.parent).free:
-        replace_file(path, header_of(like, {_FORMAT: text}), *parts)
+        replace_file(path, [header_of(like, {_FORMAT: text}), *parts])
 
 
 def read_tree(path: Path) -> Tree:

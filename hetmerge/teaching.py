@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 import torch
 import torch.nn.functional as F
@@ -55,7 +55,7 @@ class Teacher:
 
     def wanted(self, call: Call) -> list[Tensor]:
         """Per output, at the positions that count, the merged probabilities or values."""
-        found = [self._outputs(m, call) for m in range(len(self.setting.parents))]
+        found = [next(self._outputs(m, [call])) for m in range(len(self.setting.parents))]
         targets = []
         for place, (head, joined) in enumerate(zip(self.heads, self.joins, strict=True)):
             own = {m: outputs[place] for m, outputs in enumerate(found)}
@@ -84,15 +84,15 @@ class Teacher:
         expr = graph.values[graph.outputs[place]][-1]
         return {m: self.projector.labels(expr, m) for m in range(len(self.setting.parents))}
 
-    def _outputs(self, member: int, call: Call) -> list[Tensor]:
-        """A parent's outputs on one batch."""
+    def _outputs(self, member: int, calls: Sequence[Call]) -> Iterator[list[Tensor]]:
+        """A parent's outputs on one batch after the other."""
         network = self.setting.parents[member]
-        return outputs_of(network, self.setting.alignment.stages[member], call)
+        return outputs_of(network, self.setting.alignment.stages[member], calls)
 
     def _join(self, place: int, scaled: bool) -> Join:
         def values(member: int) -> list[Tensor]:
-            each = (self._outputs(member, call)[place] for call in self.calls)
-            return [comparable(x, call, member) for x, call in zip(each, self.calls, strict=True)]
+            found = zip(self.calls, self._outputs(member, self.calls), strict=True)
+            return [comparable(outputs[place], call, member) for call, outputs in found]
 
         spec, tensors = join(self.projector, place, values if scaled else None)
         graph = self.setting.skeleton.graph

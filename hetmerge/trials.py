@@ -7,7 +7,7 @@ import shutil
 import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,20 +15,24 @@ from torch import nn
 
 from hetmerge.applying import FITS, prepare
 from hetmerge.batches import Call, as_given
+from hetmerge.calibration import Statistics, align_parents
 from hetmerge.choosing import Choice, attempts, candidates, split, trial
 from hetmerge.files import replace_file
 from hetmerge.forecast import check_memory
+from hetmerge.halfway import Halfway, remove_halfway
 from hetmerge.lazy import Checkpoint
 from hetmerge.on_disk import Place
 from hetmerge.options import Options
 from hetmerge.partition import Partition
+from hetmerge.plan_files import in_memory
 from hetmerge.planning import AlignmentPlan, plan_statistics
 from hetmerge.progress import Progress
 from hetmerge.realising import Realised
 from hetmerge.refit import Memory
 from hetmerge.setting import Setting
 
-FOLDER, KNOWN, WEIGHTS = "trials", "explained.json", "weights"
+FOLDER, KNOWN, CHOICE, WEIGHTS = "trials", "explained.json", "choice.json", "weights"
+HALFWAY = "planning.safetensors"  # of a plan that is not finished
 Planned = tuple[AlignmentPlan, Setting, dict[int, Partition]]
 
 
@@ -44,18 +48,18 @@ def trials_beside(
         given: keyword arguments of :func:`hetmerge.planning.plan_statistics`.
     """
 
-    def planned(folder: Path, options: Options, calls: Sequence[Call]) -> Planned:
+    def planned(folder: Path, options: Options, aligned: Statistics | None) -> Planned:
         folder.mkdir(parents=True)
-        plan, known, partitions = plan_statistics(
-            models, as_given(calls), **given, **options.to_dict()
-        )
-        return plan, known.setting, partitions
+        batches = as_given(aligned.calls if aligned else calls)
+        known = {"halfway": Halfway(folder / HALFWAY), "aligned": aligned, **given}
+        plan, found, partitions = plan_statistics(models, batches, **known, **options.to_dict())
+        return plan, found.setting, partitions
 
     with tempfile.TemporaryDirectory(prefix="hetmerge-") as folder:
         place, bars = Place(Path(folder)), Progress(given["progress"])
-        choice = Trials(planned, calls, place, bars).run(options)
+        choice = Trials(models, planned, calls, place, bars, given["blocks"]).run(options)
         options = replace(options, match=choice.match)
-        return choice.told(planned(Path(folder) / "plan", options, calls)[0])
+        return in_memory(choice.told(planned(Path(folder) / "plan", options, None)[0]))
 
 
 @dataclass(frozen=True)
@@ -63,26 +67,47 @@ class Trials:
     """Candidates of a merge that is written to a folder.
 
     Args:
-        plan: makes the plan of a match from some inputs, or reads it, in a folder.
+        models: the parents.
+        plan: makes the plan of a match, or reads it, in a folder, of parents that are aligned.
         calls: calibration inputs.
         place: where and how the merged checkpoint will be written; what is known of finished trials
             lies there for a run that is stopped.
         progress: bars.
+        blocks: stages named by hand.
     """
 
-    plan: Callable[[Path, Options, Sequence[Call]], Planned]
+    models: Sequence[nn.Module | Checkpoint]
+    plan: Callable[[Path, Options, Statistics], Planned]
     calls: Sequence[Call]
     place: Place
     progress: Progress
+    blocks: Sequence[Any] | None = None
 
     def run(self, options: Options) -> Choice:
-        """The best candidate."""
+        """The best candidate; of the trials nothing else stays."""
+        if (self._folder / CHOICE).is_file():
+            found = json.loads((self._folder / CHOICE).read_text())
+            return Choice(found["match"], found["explained"], tuple(found["notes"]))
+        self._folder.mkdir(exist_ok=True)
+        choice = self._tried(options)
+        replace_file(self._folder / CHOICE, [json.dumps(asdict(choice)).encode()])
+        remove_halfway(self._folder / HALFWAY)
+        for folder in self._folder.iterdir():
+            if folder.is_dir():
+                shutil.rmtree(folder)
+        return choice
+
+    def _tried(self, options: Options) -> Choice:
         known, plans = self._known(), dict[str, Planned]()
         fit, held = split(self.calls)
+        halfway = Halfway(self._folder / HALFWAY)
+        how = (options.depth, options.missing, self.blocks)
+        aligned = align_parents(self.models, fit, *how, self.progress, halfway)
+        setting = aligned.setting
 
         def planned(match: str) -> Planned:
             if match not in plans:
-                plans[match] = self.plan(self._of(match), replace(options, match=match), fit)
+                plans[match] = self.plan(self._of(match), replace(options, match=match), aligned)
             return plans[match]
 
         def attempt(match: str) -> float:
@@ -92,13 +117,9 @@ class Trials:
                     memory = Memory(self._of(match) / WEIGHTS / FITS)
                     options_then = planned(match)[0].options
                     known[match] = trial(made, options_then, fit, held, self.progress, memory)
-                replace_file(self._folder / KNOWN, json.dumps(known).encode())
-            best = max(known, key=lambda name: known[name])
-            for other in (plans.keys() & known.keys()) - {best}:
-                del plans[other]  # its maps may be large
+                replace_file(self._folder / KNOWN, [json.dumps(known).encode()])
             return known[match]
 
-        _, setting, _ = planned("zip")
         found = attempts(candidates(setting, options), attempt, fit)
         if not options.refit:
             return found

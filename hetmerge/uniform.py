@@ -54,6 +54,8 @@ def alike(setting: Setting, spaces: Collection[int], free: bool = True) -> list[
 
 def widen(partition: Partition, width: int) -> Partition:
     """The same map into more features; where there are too many, they share."""
+    if partition.width == width:
+        return partition
     labels = {
         m: torch.where(found < 0, found, found % width) for m, found in partition.labels.items()
     }

@@ -82,14 +82,15 @@ def _width(text: str) -> str | float:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pair", choices=PAIRS, default="specialists")
+    parser.add_argument("--models", nargs=2, type=Path, help="two .safetensors files instead")
     parser.add_argument("--images", type=int, default=1000, help="calibration images")
     parser.add_argument("--test", type=int, default=10000, help="test images")
     parser.add_argument("--cuts", default="layer2.2,layer3.1,layer3.2,all", help="units of A")
     parser.add_argument("--matches", default="zip,select")
     parser.add_argument("--widths", default="max", help="max, union or factors")
     chosen = parser.parse_args()
-    paths = [data_folder() / f"{name}.safetensors" for name in PAIRS[chosen.pair]]
-    parents = [load(Path(path)) for path in paths]
+    paths = chosen.models or [data_folder() / f"{name}.safetensors" for name in PAIRS[chosen.pair]]
+    parents = [load(path) for path in paths]
     images, labels = cifar10("test", chosen.test)
     calibration, _ = cifar10("train", chosen.images)
     task = Task(images, labels, tuple(p.classes for p in parents))

@@ -1,3 +1,4 @@
+import json
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -7,7 +8,7 @@ import pytest
 import torch
 
 import hetmerge as hm
-from hetmerge import merge_command
+from hetmerge import in_memory
 from hetmerge.companions import CONFIG_COPY
 
 from .conftest import Finished, write_config
@@ -100,7 +101,7 @@ def test_failed_merge_exits_1_and_leaves_nothing(
     def fail(*_: object, **__: object) -> None:
         raise error
 
-    monkeypatch.setattr(merge_command, "plan_statistics", fail)
+    monkeypatch.setattr(in_memory, "plan_statistics", fail)
     before = sorted(project.iterdir())
     done = run("merge", "config.yaml", "out")
     assert done.code == 1
@@ -142,5 +143,25 @@ def test_checkpoints_with_batch_norms_are_merged_in_memory(project: Path, run: R
     write_config(project / "config.yaml", models=models, calibration={"path": "images.npy"})
     done = run("merge", "config.yaml", "out", "-q")
     assert done.code == 0, done.err
-    transformers.ResNetForImageClassification.from_pretrained(project / "out")
-    assert run("plan", "config.yaml").code == 2
+    model = transformers.ResNetForImageClassification.from_pretrained(project / "out")
+    planned = run("plan", "config.yaml")
+    assert planned.code == 0, planned.err
+    count = sum(p.numel() for p in model.parameters())
+    assert f"result: ResNetForImageClassification, {count:,} parameters" in planned.out
+
+
+def test_a_merge_in_memory_is_planned_as_it_will_be(project: Path, run: Run) -> None:
+    before = sorted(path.name for path in project.iterdir())
+    planned = run("plan", "config.yaml")
+    assert planned.code == 0, planned.err
+    assert "runs in memory" in planned.out.splitlines()[0]
+    assert "cost: 64 calibration inputs" in planned.out
+    data = json.loads(run("plan", "config.yaml", "--json").out)
+    assert [p.name for p in sorted(project.iterdir()) if p.name != "__pycache__"] == before
+    assert run("merge", "config.yaml", "out", "-q").code == 0
+    report = json.loads((project / "out" / "report.json").read_text())
+    assert data["parameters"] == report["merged_parameters"]
+    assert data["widths"] == {s["name"]: [s["sizes"], s["width"]] for s in report["spaces"]}
+    assert data["cost"]["samples"] == 64
+    assert data["notes"] == report["notes"][: len(data["notes"])]
+    assert data["polish"] is None

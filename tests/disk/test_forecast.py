@@ -8,7 +8,8 @@ import torch
 import hetmerge as hm
 from hetmerge import weights
 from hetmerge.batches import as_call
-from hetmerge.forecast import forecast, maps_bytes
+from hetmerge.forecast import forecast
+from hetmerge.maps_cost import largest_map, maps_bytes, maps_flops
 from hetmerge.options import Options
 from hetmerge.planning import setting_of
 
@@ -60,8 +61,10 @@ def test_a_forecast_is_what_the_merge_makes(parents, tmp_path, monkeypatch, fami
     json.dumps(found.to_dict())
 
 
-@pytest.mark.parametrize("missing", ["zero", "repeat"])
-def test_more_layers_take_no_more_memory(tmp_path, missing):
+@pytest.mark.parametrize(
+    ("match", "missing"), [("zip", "zero"), ("zip", "repeat"), ("select", "zero"), ("pca", "zero")]
+)
+def test_more_layers_take_no_more_memory(tmp_path, match, missing):
     peaks = []
     for depth in (4, 8):
         folders = []
@@ -79,20 +82,27 @@ def test_more_layers_take_no_more_memory(tmp_path, missing):
             tf.LlamaForCausalLM(config).save_pretrained(folders[-1])
         models = [hm.open_checkpoint(folder) for folder in folders]
         call = as_call({"input_ids": torch.zeros(4, 64, dtype=torch.int64)})
-        peaks.append(forecast(models, [call, call], Options(match="zip", missing=missing)))
+        peaks.append(forecast(models, [call, call], Options(match=match, missing=missing)))
     assert peaks[1].planning_bytes == pytest.approx(peaks[0].planning_bytes, rel=0.02)
     assert peaks[1].applying_bytes == pytest.approx(peaks[0].applying_bytes, rel=0.02)
     assert peaks[1].flops > 1.8 * peaks[0].flops
 
 
 @pytest.mark.parametrize("match", ["select", "pca"])
-def test_maps_that_stay_are_counted(parents, match):
-    """What a selection drops is read off by a dense map, which is there until all is written."""
+def test_maps_are_counted(parents, match):
+    """What a selection drops is read off by a dense map, which is on the disk when it is made."""
     _, folders, batches = parents("llama")
     models = [hm.open_checkpoint(folder) for folder in folders]
     plan = hm.plan(models, batches, match=match, progress=False)
-    held = sum(x.numel() * 4 for s in plan.spaces if not s.writes for x in s.readoff.values())
+    reads = [sum(x.numel() * 4 for x in s.readoff.values()) for s in plan.spaces if not s.writes]
     setting, _ = setting_of(plan, models)
-    assert 0 < held <= maps_bytes(setting, match) < 2 * held
-    assert maps_bytes(setting, "zip") == 0
+    assert 0 < sum(reads) <= maps_bytes(setting, match) < 2 * sum(reads)
+    assert max(reads) <= largest_map(setting, match)
+    assert maps_bytes(setting, "zip") == largest_map(setting, "zip") == 0
     assert all(x.dtype == torch.float32 for s in plan.spaces for x in s.readoff.values())
+    calls = [as_call(batch) for batch in batches]
+    told, plain = (forecast(models, calls, Options(match=name)) for name in (match, "zip"))
+    assert told.maps_bytes == maps_bytes(setting, match)
+    sizes = [[len(x) for x in s.labels] for s in plan.spaces if s.readoff]
+    work = sum(6 * max(own) * sum(own) ** 2 + 4 * sum(own) ** 3 for own in sizes)
+    assert work <= told.flops - plain.flops == maps_flops(setting, match) < 2 * work

@@ -10,9 +10,11 @@ from safetensors.torch import load_file, save_file
 import hetmerge as hm
 from hetmerge import forecast as forecasting
 from hetmerge import trials, weights
+from hetmerge.alignment import find_stages
 from hetmerge.batches import as_call
 from hetmerge.folder_merge import unfinished
 from hetmerge.forecast import forecast
+from hetmerge.network import Network, outputs_of
 from hetmerge.options import Options
 from hetmerge.shard_writer import ShardWriter
 
@@ -83,6 +85,16 @@ def test_the_same_bytes_after_a_stop(parents, tmp_path, monkeypatch):
     assert list(json.loads(known.read_text())) == ["permute"]
     trial = trials.trial
     monkeypatch.setattr(trials, "trial", lambda *a: (judged.append(1), trial(*a))[1])
+    with monkeypatch.context() as patch:
+
+        def planned(*_):
+            raise Killed
+
+        patch.setattr(trials.Choice, "told", planned)
+        with pytest.raises(Killed):
+            hm.merge_to(tmp_path / "out", folders, batches, **options)
+    assert len(judged) == 2
+    assert {path.name for path in known.parent.iterdir()} == {trials.KNOWN, trials.CHOICE}
     hm.merge_to(tmp_path / "out", folders, batches, **options)
     assert len(judged) == 2
     assert len(straight.plan.trials) == 3
@@ -143,3 +155,21 @@ def test_a_forecast_counts_the_trials(parents, monkeypatch):
     assert found["auto"].planning_bytes >= found["pca"].planning_bytes
     assert found["auto"].flops > 2 * found["zip"].flops
     assert any("3 ways of matching are tried" in note for note in found["auto"].notes)
+
+
+def test_layers_are_read_once_for_all_that_is_judged(parents, monkeypatch):
+    (model, _), (folder, _), batches = parents("llama")
+    calls = [as_call(batch) for batch in batches]
+    network = Network(hm.open_checkpoint(folder), calls[0], "parent", fold=False)
+    seen = []
+    read = weights.read
+    monkeypatch.setattr(weights, "read", lambda place, *a: (seen.append(place), read(place, *a))[1])
+    for batch, (logits, *_) in zip(
+        batches, outputs_of(network, find_stages([network])[0], calls), strict=True
+    ):
+        with torch.no_grad():
+            torch.testing.assert_close(logits, model(**batch).logits)
+    places = network.state.stored
+    assert len(calls) > 1
+    assert seen.count(places["model.layers.1.mlp.down_proj.weight"]) == 1
+    assert seen.count(places["lm_head.weight"]) == len(calls)

@@ -1,0 +1,72 @@
+"""Room and work that the dense maps of a merge take, from sizes alone."""
+
+from __future__ import annotations
+
+import math
+import shutil
+from pathlib import Path
+
+import torch
+
+from hetmerge.errors import CheckpointError
+from hetmerge.gathering import Visit, visits_of
+from hetmerge.setting import Setting
+from hetmerge.tracing.expr import size
+
+
+def check_room(folder: Path, setting: Setting, match: str) -> None:
+    """The disk has room for all dense maps, and for the plan that takes them over.
+
+    Raises:
+        CheckpointError: it has not.
+    """
+    needed, free = 2 * maps_bytes(setting, match), shutil.disk_usage(folder).free
+    if needed > free:
+        raise CheckpointError(
+            f"{folder.parent}: planning {match!r} needs {needed / 1e9:.2f} GB, "
+            f"{free / 1e9:.2f} GB are free"
+        )
+
+
+def maps_bytes(setting: Setting, match: str) -> int:
+    """Of the dense maps of all spaces, by which what a selection drops is read off."""
+    return sum(_each(setting, match))
+
+
+def largest_map(setting: Setting, match: str) -> int:
+    """Bytes of those of one space, at most."""
+    return max(_each(setting, match), default=0)
+
+
+def maps_flops(setting: Setting, match: str) -> int:
+    """Operations that choosing takes (see :func:`hetmerge.ops.selection.select`), with the products
+    before it; an orthogonal map counts as a selection."""
+    spaces = _mapped(setting, match)
+    return sum(6 * max(sizes) * sum(sizes) ** 2 + 4 * sum(sizes) ** 3 for sizes in spaces)
+
+
+def _each(setting: Setting, match: str) -> list[int]:
+    kind = torch.promote_types(setting.skeleton.state.dtype, torch.float32)
+    lost = (max(sizes) * (sum(sizes) - max(sizes)) for sizes in _mapped(setting, match))
+    return [kind.itemsize * count for count in lost]
+
+
+def _mapped(setting: Setting, match: str) -> list[list[int]]:
+    """Sizes per parent of every space with a dense map."""
+    if match not in ("select", "pca"):
+        return []
+    visits = visits_of(setting, match == "pca")
+    found = {(v.space, v.kind): sizes_at(setting, v) for v in visits}
+    return [sizes for sizes in found.values() if len(sizes) > 1]
+
+
+def sizes_at(setting: Setting, visit: Visit) -> list[int]:
+    """Features per parent of what is seen there."""
+    members = setting.members(visit.space)
+    if visit.kind == "axis":
+        nodes = {m: setting.links[m].node(visit.view.node) for m in members}
+        return [
+            size(setting.parents[m].graph.values[node][-1]) for m, node in nodes.items() if node
+        ]
+    spaces = visit.nest or (visit.space,)
+    return [math.prod(setting.width(m, k) for k in spaces) for m in members]
