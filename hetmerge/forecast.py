@@ -35,6 +35,7 @@ from hetmerge.memory import resident, total
 from hetmerge.network import Network
 from hetmerge.on_disk import stored_type
 from hetmerge.ops.panels import length
+from hetmerge.ops.selection import STRIP
 from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.polish_cost import PolishCost, polish_cost
@@ -333,8 +334,10 @@ def _matching_bytes(sizes: Sequence[int], moments: int, options: Options) -> int
         return moments
     if options.match == "permute":  # the cost matrix, and the solver's copy of it
         return square + 8 * max(sizes) * (sum(sizes) + 2 * min(sizes))
-    if options.match in ("select", "pca"):  # covariance, importance, and the product of the two
-        return max(moments + square, 33 * square // 10)
+    if options.match in ("select", "pca"):  # covariance and two triangles, importances before one
+        triangle = 4 * sum(sizes) * (sum(sizes) + STRIP)
+        own = 8 * sum(size**2 for size in sizes)
+        return max(moments + square, square + triangle + max(own, triangle))
     return max(moments + square, square + square // 2)
 
 

@@ -41,8 +41,11 @@ def largest_map(setting: Setting, match: str) -> int:
 def maps_flops(setting: Setting, match: str) -> int:
     """Operations that choosing takes (see :func:`hetmerge.ops.selection.select`), with the products
     before it; an orthogonal map counts as a selection."""
-    spaces = _mapped(setting, match)
-    return sum(6 * max(sizes) * sum(sizes) ** 2 + 4 * sum(sizes) ** 3 for sizes in spaces)
+    found = 0
+    for sizes in _mapped(setting, match):
+        total = sum(sizes)
+        found += 3 * max(sizes) * total**2 + total**3 + 2 * total * sum(size**2 for size in sizes)
+    return found
 
 
 def _each(setting: Setting, match: str) -> list[int]:

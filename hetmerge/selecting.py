@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -43,15 +44,14 @@ def ranked(
         weights: of all parents; features of a parent of weight 0 are not kept.
         width: features to rank; fewer where parents have no weight.
     """
-    importance = importance_of(covariance, sizes, importances, weights)
-    where = covariance.device
-    heard = torch.cat([torch.full((n,), weights[m] > 0, device=where) for m, n in sizes.items()])
-    heard = heard if bool(heard.any()) else ~heard
-    if bool(heard.all()):
-        return select(covariance, importance, min(width, len(heard)), overwrite=True)
-    at = heard.nonzero().flatten()
-    covariance, importance = (x[at[:, None], at] for x in (covariance, importance))
-    found = select(covariance, importance, min(width, len(at)), overwrite=True)
+    heard = [m for m in sizes if weights[m] > 0] or list(sizes)
+    blocks = _Importances(covariance, sizes, importances, weights, heard)
+    if len(heard) == len(sizes):
+        return select(covariance, blocks, min(width, len(covariance)))
+    spans, every = spans_of(sizes), torch.arange(len(covariance), device=covariance.device)
+    at = torch.cat([every[spans[m]] for m in heard])
+    covariance = covariance[at[:, None], at]
+    found = select(covariance, blocks, min(width, len(at)))
     return replace(found, features=at[found.features])
 
 
@@ -62,16 +62,35 @@ def importance_of(
     weights: Sequence[float],
 ) -> Tensor:
     """[O, O] float64, how errors in the features of all parents count; see :func:`ranked`."""
-    spans = spans_of(sizes)
-    importance = torch.zeros_like(covariance)
-    for m, span in spans.items():
-        block = covariance[span, span]
-        for place in importances.get(m, ()):
-            rows = zip(place.split(ROWS), block.split(ROWS), strict=True)
+    blocks = _Importances(covariance, sizes, importances, weights, list(sizes))
+    found: Tensor = torch.block_diag(*blocks)
+    return found
+
+
+@dataclass(frozen=True)
+class _Importances(Sequence[Tensor]):
+    """Of some of the parents [size, size] float64 each, computed whenever it is looked at."""
+
+    covariance: Tensor
+    sizes: Mapping[int, int]
+    importances: Mapping[int, Sequence[Tensor]]
+    weights: Sequence[float]
+    members: Sequence[int]
+
+    def __len__(self) -> int:
+        return len(self.members)
+
+    def __getitem__(self, index: Any) -> Any:
+        m = self.members[index]
+        span = spans_of(self.sizes)[m]
+        own = self.covariance[span, span]
+        found = torch.zeros_like(own)
+        for place in self.importances.get(m, ()):
+            rows = zip(place.split(ROWS), own.split(ROWS), strict=True)
             scale = sum(float((a.to(b) * b).sum()) for a, b in rows)
             if scale > 0:
-                importance[span, span].add_(place.to(block), alpha=weights[m] / scale)
-    return importance
+                found.add_(place.to(own), alpha=self.weights[m] / scale)
+        return found
 
 
 def keep(covariance: Tensor, sizes: Mapping[int, int], chosen: Tensor, live: int) -> Partition:

@@ -21,6 +21,7 @@ BATCH = 250
 ROWS_HELP = "comma-separated names or patterns of rows, such as 'head*,zip+*'"
 WIDTHS = (1.25, 1.5)
 MATCHES = ("permute", "zip", "select")
+BUDGETED = ("zip", "select")
 PARTS = ("1/3", "2/3", "1")  # of the merged units, behind which every parent has a head of its own
 FIXES = {
     "": {"refit": False},
@@ -90,6 +91,8 @@ def recipes(widths: Sequence[float] = WIDTHS) -> dict[str, Recipe]:
         for match in MATCHES:
             wide = partial(merge, match=match, fix="refit", width=width)
             rows[f"{match}+refit {width:g}x"] = wide
+        for match in BUDGETED:
+            rows[f"{match}+refit {width:g}x budget"] = partial(within, match=match, width=width)
     rows["union"] = union
     return rows
 
@@ -144,6 +147,17 @@ def merge(bench: Bench, match: str, fix: str, width: str | float = "max") -> Mad
         result = hm.apply(plan, bench.models, bench.batches, **FIXES[fix])
     note = ", ".join(f"{name} {share:.4f}" for name, share in plan.trials.items())
     return Made(result.model, planning + clock.seconds, note)
+
+
+def within(bench: Bench, match: str, width: float) -> Made:
+    """As many parameters as at this width, divided among the spaces by what they lose."""
+    even = hm.apply(bench.plan(match, width)[0], bench.models, bench.batches, refit=False)
+    budget = {"parameters": even.report.merged_parameters}
+    with Clock() as clock:
+        result = hm.merge(
+            bench.models, bench.batches, match=match, budget=budget, outputs=bench.outputs
+        )
+    return Made(result.model, clock.seconds, result.plan.notes[-1])
 
 
 def partly(bench: Bench, match: str, part: str) -> Made:

@@ -1,5 +1,7 @@
 """Greedy selection against Schur complements formed anew for every step."""
 
+from unittest import mock
+
 import pytest
 import torch
 from hypothesis import given, settings
@@ -8,7 +10,7 @@ from torch import Tensor
 
 from hetmerge.errors import InputError
 from hetmerge.ops import select
-from hetmerge.ops.selection import BLOCK, FLOORS
+from hetmerge.ops.selection import BLOCK, FLOORS, STRIP
 from hetmerge.reference import selection as reference
 
 FIXED = settings(derandomize=True, deadline=None, database=None, max_examples=60)
@@ -54,18 +56,22 @@ def check_greedy(covariances: list[Tensor], importances: list[Tensor], width: in
     total=st.integers(1, 12),
     rank=st.integers(1, 6),
     places=st.integers(1, 3),
+    strip=st.sampled_from([1, 3, STRIP]),
     data=st.data(),
 )
 def test_every_choice_is_the_best_one(
-    seed: int, total: int, rank: int, places: int, data: st.DataObject
+    seed: int, total: int, rank: int, places: int, strip: int, data: st.DataObject
 ) -> None:
     covariances, importances = problem(seed, total, rank, places)
-    check_greedy(covariances, importances, data.draw(st.integers(1, total)))
+    with mock.patch("hetmerge.ops.selection.STRIP", strip):
+        check_greedy(covariances, importances, data.draw(st.integers(1, total)))
 
 
-def test_more_choices_than_a_block() -> None:
+@pytest.mark.parametrize("strip", [50, STRIP])
+def test_more_choices_than_a_block(strip: int) -> None:
     covariances, importances = problem(0, 2 * BLOCK + 20, 40, 2)
-    check_greedy(covariances, importances, BLOCK + 10)
+    with mock.patch("hetmerge.ops.selection.STRIP", strip):
+        check_greedy(covariances, importances, BLOCK + 10)
 
 
 def test_all_features_leave_nothing() -> None:
@@ -97,7 +103,9 @@ EYE = torch.eye(3)
 @pytest.mark.parametrize(
     ("covariances", "importances", "width", "message"),
     [
-        (EYE, torch.eye(2), 1, r"importances\[0\]"),
+        (EYE, torch.eye(2), 1, r"importances\[0\]: torch.float32 \[2, 2\] is not"),
+        (EYE, [torch.eye(2), torch.eye(2)], 1, r"importances\[0\]: its 2 blocks have 4 rows"),
+        (EYE, [torch.eye(2), torch.ones(1, 2)], 1, r"importances\[0\]\[1\]: .*matrix \[1, 1\]"),
         ([EYE], [EYE, EYE], 1, "importances: 2 matrices for 1"),
         ([], [], 1, "importances: 0 matrices"),
         (torch.ones(2, 3), EYE, 1, r"covariances\[0\]"),
@@ -123,17 +131,25 @@ def test_inputs_are_not_changed() -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
-def test_overwriting_changes_nothing_but_the_importances(dtype: torch.dtype) -> None:
-    covariances, importances = (
-        [x.to(dtype) for x in listed] for listed in problem(4, 3 * BLOCK, 20, 2)
-    )
-    known = [x.clone() for x in covariances]
-    wanted = select(covariances, importances, 2 * BLOCK)
-    assert all(bool((x == x.T).all()) for x in importances)
-    found = select(covariances, importances, 2 * BLOCK, overwrite=True)
+@pytest.mark.parametrize("sizes", [[STRIP + 20], [30, STRIP - 10], [STRIP, 0, 20], [1] * 3])
+def test_blocks_on_the_diagonal_are_the_matrix(sizes: list[int], dtype: torch.dtype) -> None:
+    """Over the edge of a strip, and with parents that end inside one."""
+    (covariance,), _ = problem(4, sum(sizes), 20, 1)
+    rng = torch.Generator().manual_seed(1)
+    rows = [torch.randn(7, size, generator=rng, dtype=torch.float64) for size in sizes]
+    blocks = [(x.T @ x).to(dtype) for x in rows]
+    covariance, width = covariance.to(dtype), min(sum(sizes), BLOCK + 9)
+    known = [covariance.clone(), *[x.clone() for x in blocks]]
+    whole = torch.block_diag(*blocks)
+    found, wanted = select(covariance, blocks, width), select(covariance, whole, width)
     assert torch.equal(found.features, wanted.features)
-    assert torch.equal(found.loss, wanted.loss)
-    assert all(torch.equal(a, b) for a, b in zip(known, covariances, strict=True))
+    torch.testing.assert_close(found.loss, wanted.loss, rtol=0, atol=CLOSE)
+    both = select([covariance] * 2, [blocks, whole], width)
+    assert torch.equal(both.features, wanted.features)
+    assert all(torch.equal(a, b) for a, b in zip(known, [covariance, *blocks], strict=True))
+    whole_loss = total_loss([covariance.double()], [whole.double()], [])
+    left = total_loss([covariance.double()], [whole.double()], found.features.tolist())
+    assert float(found.loss[-1]) == pytest.approx(left / whole_loss, abs=1e-6)
 
 
 @pytest.mark.parametrize("at", [(0, 0), (0, 70), (69, 3)])
