@@ -25,6 +25,7 @@ from rich.console import Console
 
 import hetmerge as hm
 from hetmerge.batches import as_call
+from hetmerge.folder_merge import unfinished
 from hetmerge.forecast import forecast
 from hetmerge.lazy import empty
 from hetmerge.options import Options
@@ -148,6 +149,7 @@ def main() -> None:
         if not folder.exists():
             write(folder, name, count)
     found = {}
+    shutil.rmtree(unfinished(out), ignore_errors=True)  # of a run that was stopped
     for stage in STAGES:
         command = [sys.executable, *sys.argv, "--stage", stage]
         done = subprocess.run(command, check=True, stdout=subprocess.PIPE, text=True)
