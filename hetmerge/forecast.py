@@ -334,10 +334,8 @@ def _matching_bytes(sizes: Sequence[int], moments: int, options: Options) -> int
         return moments
     if options.match == "permute":  # the cost matrix, and the solver's copy of it
         return square + 8 * max(sizes) * (sum(sizes) + 2 * min(sizes))
-    if options.match in ("select", "pca"):  # covariance and two triangles, importances before one
-        triangle = 4 * sum(sizes) * (sum(sizes) + STRIP)
-        own = 8 * sum(size**2 for size in sizes)
-        return max(moments + square, square + triangle + max(own, triangle))
+    if options.match in ("select", "pca"):  # the covariance beside two triangles
+        return max(moments + square, square + 8 * sum(sizes) * (sum(sizes) + STRIP))
     return max(moments + square, square + square // 2)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
@@ -12,16 +12,18 @@ from hetmerge.batches import Call, call_for, samples
 from hetmerge.execution import flat_inputs, sources_of
 from hetmerge.features import View, take
 from hetmerge.network import Network
+from hetmerge.ops.selection import Gram
 from hetmerge.tracing.expr import Expr, located, size
 
 SAMPLES = 500  # inputs whose gradients are taken
 BLOCK = 8192  # rows of a weight that are looked at together
 
 
-class ByWeights(Sequence[Tensor]):
+class ByWeights(Sequence[Tensor | Gram]):
     """``sum W'W`` [size, size] over everything else, of every tensor that reads a space.
 
-    Computed whenever it is looked at, from weights that may be on disk.
+    Computed whenever it is looked at, from weights that may be on disk; where they have fewer rows
+    than the space has features, these rows.
     """
 
     def __init__(self, network: Network, space: int) -> None:
@@ -42,13 +44,22 @@ class ByWeights(Sequence[Tensor]):
         name, dim, path = self.places[index]
         exprs, state = self.network.graph.tensors[name], self.network.state
         if dim == 0:
-            rows = _rows(state[name], exprs[dim], dim, path)
-            return rows.T @ rows
-        found: Any = 0.0
-        for block in torch.arange(size(exprs[0])).split(BLOCK):
-            rows = _rows(state.rows(name, block), exprs[dim], dim, path)
-            found = found + rows.T @ rows
-        return found
+            return _gram(iter([_rows(state[name], exprs[dim], dim, path)]))
+        blocks = torch.arange(size(exprs[0])).split(BLOCK)
+        return _gram(_rows(state.rows(name, block), exprs[dim], dim, path) for block in blocks)
+
+
+def _gram(blocks: Iterator[Tensor]) -> Tensor | Gram:
+    """R'R of the blocks of R [., size], which need not exist at once."""
+    few: list[Tensor] = []
+    for rows in blocks:
+        few.append(rows)
+        if sum(map(len, few)) >= rows.shape[1]:
+            found = sum((x.T @ x for x in few), torch.zeros((), dtype=rows.dtype))
+            for more in blocks:
+                found = found + more.T @ more
+            return found
+    return Gram(torch.cat(few))
 
 
 def fisher(

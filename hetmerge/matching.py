@@ -21,6 +21,7 @@ from hetmerge.labels import positional_partition, similarity_of
 from hetmerge.maps import pack, unpack
 from hetmerge.nested import apart, match_inside, nested, outer_first, outer_similarity
 from hetmerge.ops.moments import Moments
+from hetmerge.ops.selection import Gram
 from hetmerge.options import Options
 from hetmerge.partition import Partition, union
 from hetmerge.places import Places
@@ -192,7 +193,7 @@ class Matcher:
             for width in widths
         ]
 
-    def places(self, space: Space) -> list[Sequence[Tensor]]:
+    def places(self, space: Space) -> list[Sequence[Tensor | Gram]]:
         """Per parent that has the space: how errors count, at each place that reads it."""
         return [self._places.of(m, space.index) for m in self.sizes(space)]
 
@@ -394,4 +395,4 @@ class Matcher:
 def about_zero(moments: Moments) -> Tensor:
     """Second moments about zero, [O, O] float64."""
     mean = moments.mean()
-    return moments.covariance() + torch.outer(mean, mean)
+    return moments.covariance().addr_(mean, mean)

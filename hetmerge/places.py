@@ -10,6 +10,7 @@ from torch import Tensor
 from hetmerge.batches import Call
 from hetmerge.features import View, views_of
 from hetmerge.importance import ByWeights, fisher
+from hetmerge.ops.selection import Gram
 from hetmerge.options import Options
 from hetmerge.setting import Setting
 from hetmerge.streams import whole_axis
@@ -26,7 +27,7 @@ class Places:
         self.setting, self.calls, self.options = setting, calls, options
         self.by_weights = options.importance == "weights" or not setting.skeleton.in_memory
 
-    def of(self, parent: int, space: int) -> Sequence[Tensor]:
+    def of(self, parent: int, space: int) -> Sequence[Tensor | Gram]:
         """Per place that reads this space of the skeleton in one parent, [size, size]."""
         theirs = self.setting.links[parent].spaces[space]
         if self.by_weights:

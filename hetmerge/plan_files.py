@@ -49,14 +49,12 @@ def write_plan(plan: AlignmentPlan, directory: Path) -> None:
     }
     digest = _digest_of(body)
 
-    def parts() -> Iterator[bytes | memoryview]:
-        tensors = _tensors(plan)
-        yield header_of(tensors, {})
-        for found in tensors.values():
-            yield bytes_of(read(found) if isinstance(found, Stored) else found)
-
     def digested() -> Iterator[bytes | memoryview]:
-        for part in parts():
+        tensors = _tensors(plan)
+        header = header_of(tensors, {})
+        digest.update(header)
+        yield header
+        for part in map(_bytes, tensors.values()):
             digest.update(part)
             yield part
 
@@ -196,6 +194,10 @@ def _tensors(plan: AlignmentPlan) -> dict[str, Tensor | Stored]:
         for m, table in enumerate(plan.similarities.get(name, [])):
             found[f"similarity/{s}/{m}"] = table.double().contiguous()
     return found
+
+
+def _bytes(found: Tensor | Stored) -> memoryview:
+    return bytes_of(read(found) if isinstance(found, Stored) else found)
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hetmerge.ops.selection import Gram
 from hetmerge.partition import Partition
 from hetmerge.selecting import importance_of, spans_of
 
@@ -95,7 +96,7 @@ class Directions:
 def directions(
     second: Tensor,
     sizes: Mapping[int, int],
-    importances: Mapping[int, Sequence[Tensor]],
+    importances: Mapping[int, Sequence[Tensor | Gram]],
     weights: Sequence[float],
     loudness: Mapping[int, float],
 ) -> Directions:

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from hetmerge.ops.selection import Selection, select
+from hetmerge.ops.selection import Gram, Selection, select
 from hetmerge.partition import Partition
 
 ROWS = 1024  # that are multiplied at a time
@@ -18,7 +18,7 @@ ROWS = 1024  # that are multiplied at a time
 def selection(
     covariance: Tensor,
     sizes: Mapping[int, int],
-    importances: Mapping[int, Sequence[Tensor]],
+    importances: Mapping[int, Sequence[Tensor | Gram]],
     weights: Sequence[float],
     width: int,
 ) -> Partition:
@@ -30,7 +30,7 @@ def selection(
 def ranked(
     covariance: Tensor,
     sizes: Mapping[int, int],
-    importances: Mapping[int, Sequence[Tensor]],
+    importances: Mapping[int, Sequence[Tensor | Gram]],
     weights: Sequence[float],
     width: int,
 ) -> Selection:
@@ -58,22 +58,27 @@ def ranked(
 def importance_of(
     covariance: Tensor,
     sizes: Mapping[int, int],
-    importances: Mapping[int, Sequence[Tensor]],
+    importances: Mapping[int, Sequence[Tensor | Gram]],
     weights: Sequence[float],
 ) -> Tensor:
     """[O, O] float64, how errors in the features of all parents count; see :func:`ranked`."""
     blocks = _Importances(covariance, sizes, importances, weights, list(sizes))
-    found: Tensor = torch.block_diag(*blocks)
+    found: Tensor = torch.block_diag(*map(whole, blocks))
     return found
 
 
+def whole(importance: Tensor | Gram) -> Tensor:
+    """As a matrix."""
+    return importance.whole() if isinstance(importance, Gram) else importance
+
+
 @dataclass(frozen=True)
-class _Importances(Sequence[Tensor]):
+class _Importances(Sequence[Tensor | Gram]):
     """Of some of the parents [size, size] float64 each, computed whenever it is looked at."""
 
     covariance: Tensor
     sizes: Mapping[int, int]
-    importances: Mapping[int, Sequence[Tensor]]
+    importances: Mapping[int, Sequence[Tensor | Gram]]
     weights: Sequence[float]
     members: Sequence[int]
 
@@ -84,13 +89,27 @@ class _Importances(Sequence[Tensor]):
         m = self.members[index]
         span = spans_of(self.sizes)[m]
         own = self.covariance[span, span]
-        found = torch.zeros_like(own)
+        few, found = own.new_zeros(0, len(own)), None
         for place in self.importances.get(m, ()):
-            rows = zip(place.split(ROWS), own.split(ROWS), strict=True)
-            scale = sum(float((a.to(b) * b).sum()) for a, b in rows)
-            if scale > 0:
-                found.add_(place.to(own), alpha=self.weights[m] / scale)
-        return found
+            scale = _trace(place, own)
+            if scale <= 0:
+                continue
+            share = self.weights[m] / scale
+            if isinstance(place, Gram) and len(few) + len(place.rows) < len(own):
+                few = torch.cat([few, place.rows.to(own) * share**0.5])
+                continue
+            found = torch.zeros_like(own) if found is None else found
+            found.add_(whole(place).to(own), alpha=share)
+        return Gram(few) if found is None else found.addmm_(few.T, few)
+
+
+def _trace(importance: Tensor | Gram, covariance: Tensor) -> float:
+    """tr(Q C)."""
+    if isinstance(importance, Gram):
+        rows = importance.rows.to(covariance)
+        return float(((rows @ covariance) * rows).sum())
+    pairs = zip(importance.split(ROWS), covariance.split(ROWS), strict=True)
+    return sum(float((a.to(b) * b).sum()) for a, b in pairs)
 
 
 def keep(covariance: Tensor, sizes: Mapping[int, int], chosen: Tensor, live: int) -> Partition:

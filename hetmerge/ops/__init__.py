@@ -7,6 +7,7 @@ from hetmerge.ops.moments import Moments as Moments
 from hetmerge.ops.project import project as project
 from hetmerge.ops.segments import align_depth as align_depth
 from hetmerge.ops.segments import fixed_depth as fixed_depth
+from hetmerge.ops.selection import Gram as Gram
 from hetmerge.ops.selection import Selection as Selection
 from hetmerge.ops.selection import select as select
 from hetmerge.ops.similarity import CKA as CKA

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -18,7 +18,18 @@ STRIP = 512  # rows of them that lie together
 FLOORS = (1e-4, 1e-8, 1e-12)
 
 
-Importance = Tensor | Sequence[Tensor]  # a matrix, or the square blocks on its diagonal
+@dataclass(frozen=True, eq=False)
+class Gram:
+    """The matrix R'R by its rows R [r, size], where they are fewer than its columns."""
+
+    rows: Tensor
+
+    def whole(self) -> Tensor:
+        """R'R [size, size]."""
+        return self.rows.T @ self.rows
+
+
+Importance = Tensor | Sequence[Tensor | Gram]  # a matrix, or the square blocks on its diagonal
 
 
 @dataclass(frozen=True, eq=False)
@@ -51,15 +62,16 @@ def select(
 
     Pivoted Cholesky in blocks: E and F = E Q E change by rank one and two with each choice, so a
     choice needs one column of each, and their upper triangles are touched once in 64 choices. About
-    ``3 width O^2`` operations per place, after ``O^3`` and those of C Q; ``8 O^2`` bytes per place
-    besides what is given, all in float64.
+    ``3 width O^2`` operations per place, after those of C Q C (``O^2`` times the rows of Q, and
+    those of C Q); ``8 O^2`` bytes per place besides what is given, all in float64.
 
     Args:
         covariances: [O, O] per place where the features are observed (the blocks along a residual
             stream), symmetric positive semidefinite; one tensor for one place.
         importances: Q [O, O] of each place, symmetric positive semidefinite, such as the sum of
             W'W of the layers that read the features; or the square blocks on its diagonal, one
-            after the other, where the rest of it is zero. They are asked for once and not kept.
+            after the other, where the rest of it is zero: matrices, or :class:`Gram`. They are
+            asked for one at a time, once, and not kept.
         width: features to choose, 1 to O.
 
     Raises:
@@ -110,11 +122,11 @@ class _Triangle:
         above = [strip[:, u - k * STRIP] for k, strip in enumerate(self.strips[:own])]
         return torch.cat([*above, self.strips[own][at]])
 
-    def subtract(self, left: Tensor, right: Tensor) -> None:
-        """``left right'``, which is symmetric."""
+    def add(self, left: Tensor, right: Tensor, times: int = 1) -> None:
+        """``times left right`` of [O, r] and [r, O], which is symmetric."""
         for k, strip in enumerate(self.strips):
-            rows = left[k * STRIP :][:STRIP]
-            strip.addmm_(rows, right[k * STRIP :].T, alpha=-1)
+            start = k * STRIP
+            strip.addmm_(left[start : start + STRIP], right[:, start:], alpha=times)
 
 
 class _Place:
@@ -123,18 +135,10 @@ class _Place:
     def __init__(self, k: int, covariance: Tensor, importance: Importance) -> None:
         wide = covariance.to(torch.float64)
         self.loss = wide.new_zeros(())
-        blocks = [q.to(wide) for q in _checked(k, importance, len(wide))]
-        sizes = [len(q) for q in blocks]
-        starts = range(0, len(wide), STRIP)
-        strips = []
-        for start in starts:
-            parts = zip(wide[start : start + STRIP].split(sizes, 1), blocks, strict=True)
-            seen = torch.cat([part @ q for part, q in parts], 1)
-            self.loss += seen[:, start:].diagonal().sum()
-            strips.append(seen @ wide[:, start:])
-        blocks.clear()
-        self.f = _Triangle(strips)
-        self.e = _Triangle([wide[start : start + STRIP, start:].clone() for start in starts])
+        self.f = _Triangle([wide.new_zeros(len(x), x.shape[1]) for x in _strips(wide)])
+        for span, block in _blocks_of(k, importance, len(wide)):
+            self._see(wide, span, block)
+        self.e = _Triangle([strip.clone() for strip in _strips(wide)])
         self.left, self.gain = self.e.diagonal(), self.f.diagonal()
         self.variance = self.left.clamp_min(0.0)
         # E -= V V', F -= V W' + W V' - V diag(s) V' are still to be applied.
@@ -142,6 +146,21 @@ class _Place:
         self.w = torch.zeros_like(self.v)
         self.s = wide.new_zeros(BLOCK)
         self.pending = 0
+
+    def _see(self, wide: Tensor, span: slice, block: Tensor | Gram) -> None:
+        """Add C[:, span] Q C[span, :] of one block to F, and tr(Q C) to the loss."""
+        if isinstance(block, Gram):
+            rows = block.rows.to(wide)
+            seen = rows @ wide[span]
+            self.loss += (seen[:, span] * rows).sum()
+            self.f.add(seen.T, seen)
+            return
+        q = block.to(wide)
+        pairs = zip(wide[span, span].split(STRIP), q.split(STRIP), strict=True)
+        self.loss += sum((a * b).sum() for a, b in pairs)
+        for k, strip in enumerate(self.f.strips):
+            start = k * STRIP
+            strip.addmm_(wide[start : start + STRIP, span] @ q, wide[span, start:])
 
     def gains(self, floor: float) -> Tensor:
         """[O] gain of every feature at this place; 0 for those already explained."""
@@ -166,9 +185,9 @@ class _Place:
             self._apply()
 
     def _apply(self) -> None:
-        self.e.subtract(self.v, self.v)
+        self.e.add(self.v, self.v.T, -1)
         cross = self.w - 0.5 * self.s * self.v
-        self.f.subtract(torch.cat([self.v, cross], 1), torch.cat([cross, self.v], 1))
+        self.f.add(torch.cat([self.v, cross], 1), torch.cat([cross, self.v], 1).T, -1)
         self.pending = 0
 
 
@@ -186,20 +205,35 @@ def _check(covariances: Sequence[Tensor], importances: int, width: int) -> int:
     return total
 
 
-def _checked(k: int, importance: Importance, total: int) -> list[Tensor]:
-    """The blocks of an importance; one where it is a whole matrix."""
+def _strips(matrix: Tensor) -> list[Tensor]:
+    """Views of rows that lie together, from their first column on."""
+    return [matrix[i : i + STRIP, i:] for i in range(0, len(matrix), STRIP)]
+
+
+def _blocks_of(k: int, importance: Importance, total: int) -> Iterator[tuple[slice, Tensor | Gram]]:
+    """The blocks of an importance one by one, and where each stands."""
     if isinstance(importance, Tensor):
         _check_matrix(f"importances[{k}]", importance, total)
-        return [importance]
-    blocks = list(importance)
-    for i, block in enumerate(blocks):
-        _check_matrix(f"importances[{k}][{i}]", block, len(block) if block.ndim else 0)
-    if (found := sum(map(len, blocks))) != total:
+        yield slice(0, total), importance
+        return
+    end = 0
+    for i, block in enumerate(importance):
+        name = f"importances[{k}][{i}]"
+        if isinstance(block, Gram):
+            _check_rows(name, block.rows)
+            size = block.rows.shape[1]
+        else:
+            size = len(block) if block.ndim else 0
+            _check_matrix(name, block, size)
+        start, end = end, end + size
+        if end > total:
+            break
+        yield slice(start, end), block
+    if end != total:
         raise InputError(
-            f"importances[{k}]: its {len(blocks)} blocks have {found} rows together; "
-            f"covariances[0] has {total}"
+            f"importances[{k}]: its {len(importance)} blocks do not have the {total} rows of "
+            "covariances[0] together"
         )
-    return blocks
 
 
 def _check_matrix(name: str, matrix: Tensor, size: int) -> None:
@@ -208,12 +242,22 @@ def _check_matrix(name: str, matrix: Tensor, size: int) -> None:
             f"{name}: {matrix.dtype} {list(matrix.shape)} is not a floating-point matrix "
             f"{[size, size]}"
         )
+    if _asymmetry(matrix) > 1e-5 * _peak(name, matrix):
+        raise InputError(f"{name}: differs from its transpose")
+
+
+def _check_rows(name: str, rows: Tensor) -> None:
+    if rows.ndim != 2 or not rows.dtype.is_floating_point:
+        raise InputError(f"{name}: {rows.dtype} {list(rows.shape)} is no floating-point matrix")
+    _peak(name, rows)
+
+
+def _peak(name: str, matrix: Tensor) -> float:
     ends = matrix.aminmax() if matrix.numel() else ()
     peak = max((abs(float(end)) for end in ends), default=0.0)
     if not peak < float("inf"):
         raise InputError(f"{name}: has NaN or infinite entries")
-    if _asymmetry(matrix) > 1e-5 * peak:
-        raise InputError(f"{name}: differs from its transpose")
+    return peak
 
 
 def _asymmetry(matrix: Tensor) -> float:

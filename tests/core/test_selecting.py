@@ -9,7 +9,8 @@ from torch import Tensor, nn
 from hetmerge.features import views_of
 from hetmerge.importance import ByWeights, fisher
 from hetmerge.network import Network
-from hetmerge.selecting import selection
+from hetmerge.ops.selection import Gram
+from hetmerge.selecting import importance_of, selection, whole
 
 CLOSE = 1e-9
 
@@ -51,10 +52,28 @@ def test_weights_of_the_readers(net: Net) -> None:
     ]
     assert len(stem) == 2
     for mine, theirs in zip(stem, wanted, strict=True):
-        torch.testing.assert_close(mine, theirs.detach(), rtol=CLOSE, atol=CLOSE)
+        assert isinstance(mine, Gram) == (theirs is wanted[1])  # 3 rows, and 27, for 4 features
+        torch.testing.assert_close(whole(mine), theirs.detach(), rtol=CLOSE, atol=CLOSE)
     (inner,) = ByWeights(network, space_of(network, "left.weight", 0))
     head = net.head.weight.detach().reshape(6, 3, 25)
-    torch.testing.assert_close(inner, torch.einsum("oip,ojp->ij", head, head))
+    torch.testing.assert_close(whole(inner), torch.einsum("oip,ojp->ij", head, head))
+
+
+@pytest.mark.parametrize("counts", [(3,), (5,), (2, 2), (2, 4), (4, 2), (3, 9, 1)])
+def test_few_rows_are_the_matrix_of_their_products(counts: tuple[int, ...]) -> None:
+    """Places that are given by their rows, together fewer than the features or not."""
+    rng = torch.Generator().manual_seed(len(counts))
+    x = torch.randn(40, 9, generator=rng, dtype=torch.float64)
+    rows = [torch.randn(n, 5, generator=rng, dtype=torch.float64) for n in counts]
+    sizes, other = {0: 5, 1: 4}, [torch.eye(4, dtype=torch.float64)]
+    few, squares = ({0: [kind(r) for r in rows], 1: other} for kind in (Gram, lambda r: r.T @ r))
+    covariance = x.T @ x
+    wanted = importance_of(covariance, sizes, squares, [0.3, 0.7])
+    found = importance_of(covariance, sizes, few, [0.3, 0.7])
+    torch.testing.assert_close(found, wanted, rtol=CLOSE, atol=CLOSE)
+    maps = [selection(covariance, sizes, given, [0.3, 0.7], 5) for given in (few, squares)]
+    for m in sizes:
+        assert torch.equal(maps[0].labels[m], maps[1].labels[m])
 
 
 def test_fisher_is_the_second_moment_of_gradients(net: Net) -> None:

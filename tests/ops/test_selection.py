@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from hetmerge.errors import InputError
-from hetmerge.ops import select
+from hetmerge.ops import Gram, select
 from hetmerge.ops.selection import BLOCK, FLOORS, STRIP
 from hetmerge.reference import selection as reference
 
@@ -104,7 +104,15 @@ EYE = torch.eye(3)
     ("covariances", "importances", "width", "message"),
     [
         (EYE, torch.eye(2), 1, r"importances\[0\]: torch.float32 \[2, 2\] is not"),
-        (EYE, [torch.eye(2), torch.eye(2)], 1, r"importances\[0\]: its 2 blocks have 4 rows"),
+        (
+            EYE,
+            [torch.eye(2), torch.eye(2)],
+            1,
+            r"importances\[0\]: its 2 blocks do not have the 3 rows",
+        ),
+        (EYE, [torch.eye(2)], 1, r"importances\[0\]: its 1 blocks do not have the 3 rows"),
+        (EYE, [torch.eye(2), Gram(torch.ones(4))], 1, r"importances\[0\]\[1\]: .* is no floating"),
+        (EYE, [Gram(torch.ones(2, 3) / 0)], 1, r"importances\[0\]\[0\]: has NaN"),
         (EYE, [torch.eye(2), torch.ones(1, 2)], 1, r"importances\[0\]\[1\]: .*matrix \[1, 1\]"),
         ([EYE], [EYE, EYE], 1, "importances: 2 matrices for 1"),
         ([], [], 1, "importances: 0 matrices"),
@@ -146,6 +154,11 @@ def test_blocks_on_the_diagonal_are_the_matrix(sizes: list[int], dtype: torch.dt
     torch.testing.assert_close(found.loss, wanted.loss, rtol=0, atol=CLOSE)
     both = select([covariance] * 2, [blocks, whole], width)
     assert torch.equal(both.features, wanted.features)
+    grams = [blocks[0], *(Gram(x.to(dtype)) for x in rows[1:])]
+    for factors in (grams, [Gram(torch.block_diag(*rows).to(dtype))]):
+        few = select(covariance, factors, width)
+        assert torch.equal(few.features, wanted.features)
+    torch.testing.assert_close(few.loss, wanted.loss, rtol=0, atol=CLOSE)
     assert all(torch.equal(a, b) for a, b in zip(known, [covariance, *blocks], strict=True))
     whole_loss = total_loss([covariance.double()], [whole.double()], [])
     left = total_loss([covariance.double()], [whole.double()], found.features.tolist())
