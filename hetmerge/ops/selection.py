@@ -110,8 +110,12 @@ def select(
 class _Triangle:
     """A symmetric [O, O] matrix; of every strip of rows, the columns from its first row on."""
 
-    def __init__(self, strips: Sequence[Tensor]) -> None:
-        self.strips = strips
+    def __init__(self, like: Tensor) -> None:
+        """Zeros, of the shape of a whole matrix, in one piece of memory that is given back."""
+        shapes = [tuple(strip.shape) for strip in _strips(like)]
+        buffer = like.new_zeros(sum(rows * columns for rows, columns in shapes))
+        pieces = buffer.split([rows * columns for rows, columns in shapes])
+        self.strips = [piece.view(shape) for piece, shape in zip(pieces, shapes, strict=True)]
 
     def diagonal(self) -> Tensor:
         return torch.cat([strip.diagonal() for strip in self.strips])
@@ -135,10 +139,12 @@ class _Place:
     def __init__(self, k: int, covariance: Tensor, importance: Importance) -> None:
         wide = covariance.to(torch.float64)
         self.loss = wide.new_zeros(())
-        self.f = _Triangle([wide.new_zeros(len(x), x.shape[1]) for x in _strips(wide)])
+        self.f = _Triangle(wide)
         for span, block in _blocks_of(k, importance, len(wide)):
             self._see(wide, span, block)
-        self.e = _Triangle([strip.clone() for strip in _strips(wide)])
+        self.e = _Triangle(wide)
+        for strip, given in zip(self.e.strips, _strips(wide), strict=True):
+            strip.copy_(given)
         self.left, self.gain = self.e.diagonal(), self.f.diagonal()
         self.variance = self.left.clamp_min(0.0)
         # E -= V V', F -= V W' + W V' - V diag(s) V' are still to be applied.
