@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import hetmerge as hm
-from hetmerge import halfway, planning
+from hetmerge import halfway, maps_cost, planning
 from hetmerge.folder_merge import PLAN, unfinished
 from hetmerge.maps import MapsOf, StoredMaps, store_maps
 
@@ -69,3 +69,17 @@ def test_a_disk_without_room_is_noticed_first(parents, tmp_path, monkeypatch):
     with pytest.raises(hm.CheckpointError, match=r"planning 'pca' needs 0\.00 GB, 0\.00 GB are"):
         hm.merge_to(tmp_path / "out", folders, batches, match="pca", progress=False)
     assert not unfinished(tmp_path / "out").exists()
+
+
+def test_what_the_disk_does_not_hold_is_not_tried(parents, tmp_path, monkeypatch):
+    _, folders, batches = parents("llama")
+    needed = maps_cost.maps_bytes
+    monkeypatch.setattr(
+        maps_cost, "maps_bytes", lambda setting, match: needed(setting, match) * 10**12
+    )
+    result = hm.merge_to(
+        tmp_path / "out", folders, batches, match="auto", refit=False, progress=False
+    )
+    assert list(result.plan.trials) == ["permute", "zip"]
+    (note,) = [note for note in result.report.notes if "cannot be tried" in note]
+    assert "planning 'pca' needs" in note
