@@ -173,7 +173,7 @@ def forecast(
     tried, left = _tried(setting, calls, options)
     planning = max(planning_bytes(setting, calls, replace(options, match=m)) for m in tried)
     single = applying.flops + _planning_flops(setting, calls)
-    chosen = max(maps_flops(setting, m) for m in tried)
+    chosen = max(maps_flops(setting, m, calls) for m in tried)
     if len(tried) > 1:
         single += len(tried) * single // 2 + chosen
         planning = max(planning, judging_bytes(setting, calls), applying.peak_bytes)

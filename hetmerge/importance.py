@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
@@ -13,7 +14,7 @@ from hetmerge.execution import flat_inputs, sources_of
 from hetmerge.features import View, take
 from hetmerge.network import Network
 from hetmerge.ops.selection import Gram
-from hetmerge.tracing.expr import Expr, located, size
+from hetmerge.tracing.expr import Concat, Expr, Product, located, size
 
 SAMPLES = 500  # inputs whose gradients are taken
 BLOCK = 8192  # rows of a weight that are looked at together
@@ -40,6 +41,16 @@ class ByWeights(Sequence[Tensor | Gram]):
     def __len__(self) -> int:
         return len(self.places)
 
+    @property
+    def rows(self) -> int:
+        """Of all W together; known without them."""
+        found = 0
+        for name, dim, path in self.places:
+            exprs = self.network.graph.tensors[name]
+            others = [size(expr) for d, expr in enumerate(exprs) if d != dim]
+            found += math.prod(others) * _repeats(exprs[dim], path)
+        return found
+
     def __getitem__(self, index: Any) -> Any:
         name, dim, path = self.places[index]
         exprs, state = self.network.graph.tensors[name], self.network.state
@@ -47,6 +58,17 @@ class ByWeights(Sequence[Tensor | Gram]):
             return _gram(iter([_rows(state[name], exprs[dim], dim, path)]))
         blocks = torch.arange(size(exprs[0])).split(BLOCK)
         return _gram(_rows(state.rows(name, block), exprs[dim], dim, path) for block in blocks)
+
+
+def _repeats(expr: Expr, path: tuple[int, ...]) -> int:
+    """How often the space at `path` stands along a dimension."""
+    if not path:
+        return 1
+    assert isinstance(expr, (Product, Concat))
+    inside = _repeats(expr.parts[path[0]], path[1:])
+    if isinstance(expr, Concat):
+        return inside
+    return inside * math.prod(size(p) for k, p in enumerate(expr.parts) if k != path[0])
 
 
 def _gram(blocks: Iterator[Tensor]) -> Tensor | Gram:

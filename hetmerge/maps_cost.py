@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import math
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
+from hetmerge.batches import Call, positions
 from hetmerge.gathering import Visit, visits_of
 from hetmerge.halfway import MAPS
+from hetmerge.importance import ByWeights
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import size
 
@@ -38,30 +41,43 @@ def largest_map(setting: Setting, match: str) -> int:
     return max(_each(setting, match), default=0)
 
 
-def maps_flops(setting: Setting, match: str) -> int:
+def maps_flops(setting: Setting, match: str, calls: Sequence[Call]) -> int:
     """Operations that choosing takes (see :func:`hetmerge.ops.selection.select`), with the products
-    before it, which are fewer where few rows read a space; an orthogonal map counts as a selection.
+    before it; an orthogonal map counts as a selection. No more features than positions are chosen.
     """
-    found = 0
-    for sizes in _mapped(setting, match):
-        total = sum(sizes)
-        found += 3 * max(sizes) * total**2 + total**3 + 2 * total * sum(size**2 for size in sizes)
+    tokens, found = sum(map(positions, calls)), 0
+    for visit, sizes in _mapped(setting, match):
+        total, rows = sum(sizes), _reading(setting, visit, sizes)
+        found += 3 * min(max(sizes), tokens) * total**2 + sum(rows) * total**2
+        found += 2 * total * sum(r * size for r, size in zip(rows, sizes, strict=True))
+    return found
+
+
+def _reading(setting: Setting, visit: Visit, sizes: Sequence[int]) -> list[int]:
+    """Rows of what reads the space in each parent, or its features where they are fewer."""
+    if visit.kind == "axis" or visit.nest:
+        return list(sizes)
+    found = []
+    for m, count in zip(setting.members(visit.space), sizes, strict=True):
+        link = setting.links[m]
+        readers = ByWeights(link.parent, link.spaces[visit.space])
+        found.append(min(count, readers.rows))
     return found
 
 
 def _each(setting: Setting, match: str) -> list[int]:
     kind = torch.promote_types(setting.skeleton.state.dtype, torch.float32)
-    lost = (max(sizes) * (sum(sizes) - max(sizes)) for sizes in _mapped(setting, match))
+    lost = (max(sizes) * (sum(sizes) - max(sizes)) for _, sizes in _mapped(setting, match))
     return [kind.itemsize * count for count in lost]
 
 
-def _mapped(setting: Setting, match: str) -> list[list[int]]:
-    """Sizes per parent of every space with a dense map."""
+def _mapped(setting: Setting, match: str) -> list[tuple[Visit, list[int]]]:
+    """Every space with a dense map, and its sizes per parent."""
     if match not in ("select", "pca"):
         return []
-    visits = visits_of(setting, match == "pca")
-    found = {(v.space, v.kind): sizes_at(setting, v) for v in visits}
-    return [sizes for sizes in found.values() if len(sizes) > 1]
+    visits = {(v.space, v.kind): v for v in visits_of(setting, match == "pca")}
+    found = ((visit, sizes_at(setting, visit)) for visit in visits.values())
+    return [(visit, sizes) for visit, sizes in found if len(sizes) > 1]
 
 
 def sizes_at(setting: Setting, visit: Visit) -> list[int]:

@@ -51,11 +51,13 @@ def test_weights_of_the_readers(net: Net) -> None:
         torch.einsum("oikl,ojkl->ij", layer.weight, layer.weight) for layer in (net.left, net.right)
     ]
     assert len(stem) == 2
+    assert stem.rows == 3 * 9 + 3
     for mine, theirs in zip(stem, wanted, strict=True):
         assert isinstance(mine, Gram) == (theirs is wanted[1])  # 3 rows, and 27, for 4 features
         torch.testing.assert_close(whole(mine), theirs.detach(), rtol=CLOSE, atol=CLOSE)
     (inner,) = ByWeights(network, space_of(network, "left.weight", 0))
     head = net.head.weight.detach().reshape(6, 3, 25)
+    assert ByWeights(network, space_of(network, "left.weight", 0)).rows == 6 * 25
     torch.testing.assert_close(whole(inner), torch.einsum("oip,ojp->ij", head, head))
 
 
