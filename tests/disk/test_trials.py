@@ -114,7 +114,8 @@ def test_what_the_memory_does_not_hold_is_not_tried(parents, tmp_path, monkeypat
     told = forecasting.forecast(models, [as_call(b) for b in batches], Options(match="auto"))
     assert told.planning_bytes < 10**15
     assert any("'pca' cannot be tried" in note for note in told.notes)
-    result = hm.merge_to(tmp_path / "out", folders, batches, match="auto", progress=False)
+    options = {"refit": False, "progress": False}
+    result = hm.merge_to(tmp_path / "out", folders, batches, match="auto", **options)
     assert list(result.plan.trials) == ["permute", "zip"]
     (note,) = [note for note in result.report.notes if "cannot be tried" in note]
     assert note.startswith("match='auto': 'pca' cannot be tried: match: planning 'pca' takes ")
@@ -125,7 +126,7 @@ def test_a_plan_alone_tries_in_a_temporary_folder(parents, tmp_path, monkeypatch
     models = [hm.open_checkpoint(folder) for folder in folders]
     (tmp_path / "temporary").mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
-    options = {"importance": "weights", "depth": "uniform", "progress": False}
+    options = {"importance": "weights", "depth": "uniform", "progress": False, "refit": False}
     plan = hm.plan(models, batches, **options)
     wanted = hm.plan(modules, batches, **options)
     assert plan.trials == wanted.trials
