@@ -35,7 +35,7 @@ from hetmerge.progress import Progress
 from hetmerge.relatives import relatives
 from hetmerge.repeating import stands_at
 from hetmerge.score_scales import unscaled
-from hetmerge.setting import Setting, build_setting
+from hetmerge.setting import Setting, build_setting, passage_notes
 from hetmerge.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -322,7 +322,7 @@ def plan_statistics(
         notes=(
             *statistics.notes,
             *configuration_notes(setting),
-            *_passage_notes(setting, chosen.missing),
+            *passage_notes(setting, chosen.missing),
             *matching.notes,
             *more,
             *unscaled(setting, {k: p.width for k, p in partitions.items()}),
@@ -348,26 +348,6 @@ def _on_disk(options: Options) -> Options:
     if options.stop_at is not None:
         raise InputError("stop_at: a partial merge needs its parents in memory; give modules")
     return replace(options, importance="weights")
-
-
-def _passage_notes(setting: Setting, missing: str) -> list[str]:
-    empty = sorted({at for link in setting.links for at in link.missing()})
-    paths = {(s, i): setting.stages[s].units[i].paths[0] for s, i in empty}
-    bad = [path for at, path in paths.items() if not setting.passages[at].exact]
-    found = []
-    if missing == "repeat" and paths:
-        first = next(iter(paths.values()))
-        found.append(
-            f"missing='repeat': a parent without unit {first!r} passes it as with 'zero', because "
-            "its unit before takes other features than it gives, or has other tensors"
-        )
-    if bad:
-        choice = "; missing='repeat' repeats its unit before instead" if missing == "zero" else ""
-        found.append(
-            f"a parent without unit {bad[0]!r} passes it by an identity layer, which is not exact "
-            f"here: its activation or norm changes values that it has already seen{choice}"
-        )
-    return found
 
 
 def batches_for(

@@ -157,3 +157,24 @@ def _stages_again(skeleton: Network, stages: list[Stage]) -> list[Stage]:
     if len(found) != len(stages):
         raise AlignmentError("the deepened network's stages differ from its parent's")
     return found
+
+
+def passage_notes(setting: Setting, missing: str) -> list[str]:
+    """Remarks on parents that pass a unit in a way that is not exact."""
+    empty = sorted({at for link in setting.links for at in link.missing()})
+    paths = {(s, i): setting.stages[s].units[i].paths[0] for s, i in empty}
+    bad = [path for at, path in paths.items() if not setting.passages[at].exact]
+    found = []
+    if missing == "repeat" and paths:
+        first = next(iter(paths.values()))
+        found.append(
+            f"missing='repeat': a parent without unit {first!r} passes it as with 'zero', because "
+            "its unit before takes other features than it gives, or has other tensors"
+        )
+    if bad:
+        choice = "; missing='repeat' repeats its unit before instead" if missing == "zero" else ""
+        found.append(
+            f"a parent without unit {bad[0]!r} passes it by an identity layer, which is not exact "
+            f"here: its activation or norm changes values that it has already seen{choice}"
+        )
+    return found
