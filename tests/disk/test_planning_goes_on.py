@@ -54,7 +54,6 @@ def files_in(folder: Path) -> dict[str, bytes]:
         ("llama", {"match": "pca"}, 2, True),
         ("heads", {"match": "select"}, 3, False),
         ("gpt2", {"match": "permute"}, 3, True),
-        ("bert", {"match": "zip"}, 2, True),
         ("depths of bert", {"match": "zip", "missing": "repeat"}, 3, True),
         ("vit", {"match": "select"}, 3, True),
     ],
