@@ -19,6 +19,7 @@ from hetmerge.dial import match_within
 from hetmerge.errors import HetmergeError, InputError, PlanError
 from hetmerge.gathering import gather
 from hetmerge.judging import outputs_explained
+from hetmerge.maps_cost import NoRoom
 from hetmerge.matching import rotation_of, shrinks
 from hetmerge.options import Options
 from hetmerge.partition import Partition
@@ -129,13 +130,13 @@ def attempts(names: Iterable[str], attempt: Callable[[str], float], fit: Sequenc
     """The candidate that explains most, the first of equal ones.
 
     Raises:
-        InputError, PlanError: no candidate can be merged; that of the first.
+        InputError, PlanError, NoRoom: no candidate can be merged; that of the first.
     """
     explained, failed = dict[str, float](), dict[str, HetmergeError]()
     for name in names:
         try:
             explained[name] = attempt(name)
-        except (InputError, PlanError) as error:
+        except (InputError, PlanError, NoRoom) as error:
             failed[name] = error
     if not explained:
         raise next(iter(failed.values()))

@@ -24,7 +24,7 @@ from hetmerge.devices import known_device
 from hetmerge.draft import Draft
 from hetmerge.errors import CheckpointError, HetmergeError
 from hetmerge.files import check_new, new_directory, replace_file
-from hetmerge.halfway import Halfway, remove_halfway
+from hetmerge.halfway import HALFWAY, Halfway, remove_halfway
 from hetmerge.lazy import Checkpoint, open_checkpoint
 from hetmerge.on_disk import SHARD, Place
 from hetmerge.options import Options
@@ -37,7 +37,7 @@ from hetmerge.progress import Progress
 from hetmerge.shard_writer import JOURNAL, bytes_of
 from hetmerge.sources import load_model
 from hetmerge.teaching import Teacher
-from hetmerge.trials import FOLDER, HALFWAY, Planned, Trials
+from hetmerge.trials import FOLDER, Planned, Trials
 from hetmerge.vocabulary import Vocabulary
 
 RUN, PLAN, POLISHED = "run.json", "plan", "polished"

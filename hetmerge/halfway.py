@@ -13,6 +13,7 @@ from hetmerge.maps import StoredMaps, store_maps, stored_maps
 from hetmerge.snapshots import Tree, read_tree, remove_tree, write_tree
 
 EVERY = 300.0  # seconds from one snapshot to the next: what a stop may cost
+HALFWAY = "planning.safetensors"  # of a plan that is not finished
 MAPS = "maps"  # the folder, beside the file, of dense maps that have been computed
 
 

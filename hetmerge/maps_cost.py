@@ -10,6 +10,7 @@ from pathlib import Path
 import torch
 
 from hetmerge.batches import Call, positions
+from hetmerge.errors import CheckpointError
 from hetmerge.gathering import Visit, visits_of
 from hetmerge.halfway import MAPS
 from hetmerge.importance import ByWeights
@@ -17,18 +18,25 @@ from hetmerge.setting import Setting
 from hetmerge.tracing.expr import size
 
 
-def lack_of_room(folder: Path, setting: Setting, match: str) -> str | None:
-    """What to say where the disk has no room for all dense maps and for the plan that takes them
-    over; maps that an earlier run has stored there are counted as they are."""
+class NoRoom(CheckpointError):
+    """The disk is too small for the dense maps of a plan."""
+
+
+def check_room(folder: Path, setting: Setting, match: str) -> None:
+    """The disk has room for all dense maps, and for the plan that takes them over; maps that an
+    earlier run has stored in the folder need none.
+
+    Raises:
+        NoRoom: it has not.
+    """
     stored = sum(file.stat().st_size for file in (folder / MAPS).glob("*.safetensors"))
     needed = max(0, 2 * maps_bytes(setting, match) - stored)
     free = shutil.disk_usage(folder).free
-    if needed <= free:
-        return None
-    return (
-        f"{folder.parent}: planning {match!r} needs {needed / 1e9:.2f} GB, {free / 1e9:.2f} GB are "
-        "free"
-    )
+    if needed > free:
+        raise NoRoom(
+            f"{folder.parent}: planning {match!r} needs {needed / 1e9:.2f} GB, "
+            f"{free / 1e9:.2f} GB are free"
+        )
 
 
 def maps_bytes(setting: Setting, match: str) -> int:

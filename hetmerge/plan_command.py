@@ -105,7 +105,8 @@ def _text_in_memory(ready: Prepared, config: MergeConfig) -> str:
     ]
     if ready.plan.options.stop_at is None:
         count = sum(p.numel() for p in model.parameters())
-        taken = sum(p.numel() * p.element_size() for p in model.parameters())
+        kind = getattr(torch, config.out_dtype or config.dtype)
+        taken = count * kind.itemsize
         free = shutil.disk_usage(Path()).free
         lines.append(
             f"result: {type(model).__name__}, {count:,} parameters, {size_of(taken)}; "

@@ -19,14 +19,14 @@ from hetmerge.choosing import choose
 from hetmerge.cutting import find_cut
 from hetmerge.devices import call_on, device_of
 from hetmerge.dial import match_within
-from hetmerge.errors import CheckpointError, InputError, PlanError
+from hetmerge.errors import InputError, PlanError
 from hetmerge.family_sizes import fit_family
 from hetmerge.fingerprint import call_from, call_spec, fingerprint
 from hetmerge.gathering import gather
 from hetmerge.halfway import Halfway
 from hetmerge.huggingface import configuration_notes
 from hetmerge.lazy import Checkpoint
-from hetmerge.maps_cost import lack_of_room
+from hetmerge.maps_cost import check_room
 from hetmerge.matching import Matcher
 from hetmerge.network import Network
 from hetmerge.options import Options
@@ -286,8 +286,8 @@ def plan_statistics(
     if choice:
         chosen = replace(chosen, match=choice.match)
     within = chosen.match != "permute" or chosen.budget is not None
-    if halfway and (lack := lack_of_room(halfway.path.parent, setting, chosen.match)):
-        raise CheckpointError(lack)
+    if halfway:
+        check_room(halfway.path.parent, setting, chosen.match)
     parts = gather(setting, calls, bar, within, chosen.match == "pca", halfway)
     if not setting.skeleton.in_memory:
         matching = Matcher(statistics, chosen).match_stream(parts, chosen.width, halfway)

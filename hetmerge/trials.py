@@ -17,12 +17,10 @@ from hetmerge.applying import FITS, prepare
 from hetmerge.batches import Call, as_given
 from hetmerge.calibration import Statistics, align_parents
 from hetmerge.choosing import Choice, attempts, candidates, split, trial
-from hetmerge.errors import InputError
 from hetmerge.files import replace_file
 from hetmerge.forecast import check_memory
-from hetmerge.halfway import Halfway, remove_halfway
+from hetmerge.halfway import HALFWAY, Halfway, remove_halfway
 from hetmerge.lazy import Checkpoint
-from hetmerge.maps_cost import lack_of_room
 from hetmerge.on_disk import Place
 from hetmerge.options import Options
 from hetmerge.partition import Partition
@@ -34,7 +32,6 @@ from hetmerge.refit import Memory
 from hetmerge.setting import Setting
 
 FOLDER, KNOWN, CHOICE, WEIGHTS = "trials", "explained.json", "choice.json", "weights"
-HALFWAY = "planning.safetensors"  # of a plan that is not finished
 Planned = tuple[AlignmentPlan, Setting, dict[int, Partition]]
 
 
@@ -115,8 +112,6 @@ class Trials:
         def attempt(match: str) -> float:
             if match not in known:
                 check_memory(setting, fit, replace(options, match=match))
-                if lack := lack_of_room(self._folder, setting, match):
-                    raise InputError(lack)
                 with self._projected(match, planned(match), fit) as made:
                     memory = Memory(self._of(match) / WEIGHTS / FITS)
                     options_then = planned(match)[0].options

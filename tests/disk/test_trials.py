@@ -38,13 +38,19 @@ def files_in(folder: Path) -> dict[str, bytes]:
         ("vit", ["permute", "zip", "select"]),
     ],
 )
-def test_trials_are_those_in_memory(parents, tmp_path, family, tried):
+def test_trials_are_those_in_memory(parents, tmp_path, monkeypatch, family, tried):
     models, folders, batches = parents(family)
     # In memory the layers are aligned on all inputs, for trials too.
     options = {"match": "auto", "importance": "weights", "depth": "uniform", "progress": False}
     wanted = hm.merge(models, batches, **options)
-    out = tmp_path / "out"
-    result = hm.merge_to(out, folders, batches, **options)
+    out, aligned = tmp_path / "out", []
+    align = hm.calibration.align
+    with monkeypatch.context() as patch:
+        patch.setattr(
+            hm.calibration, "align", lambda *a, **k: (aligned.append(1), align(*a, **k))[1]
+        )
+        result = hm.merge_to(out, folders, batches, **options)
+    assert len(aligned) == 2  # for all trials, and for the merge on all inputs
     assert list(result.plan.trials) == tried
     assert result.plan.trials == wanted.plan.trials
     best = max(result.plan.trials, key=result.plan.trials.__getitem__)
