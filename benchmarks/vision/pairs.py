@@ -74,7 +74,10 @@ PAIRS = {
         Pair("crossed", "resnet333x1", "resnet111x2"),
         Pair("vgg", "vgg666x1", "vgg444x1"),
     ],
-    "long": [Pair("depth", "resnet333x1", "resnet222x1")],
+    "long": [
+        Pair("depth", "resnet333x1", "resnet222x1"),
+        Pair("wide depth", "resnet122x2", "resnet111x2"),
+    ],
     "full": _full(),
 }
 
