@@ -223,7 +223,7 @@ def prepare(
         raise InputError(
             f"batches: got {count} samples in all; allowed: {FEWEST} or more for refit or repair"
         )
-    projector = Projector(setting, partitions, plan.weights)
+    projector = Projector(setting, partitions, plan.weights, norm_scales=plan.norm_scales)
     made = realise_on_disk(setting, projector, place) if place else realise(setting, projector)
     return Prepared(plan, made, calls, exact, cut, started, place)
 

@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.fx import Node
 
 from hetmerge.layers import Layer, op_name, tensor_names
-from hetmerge.rotations import scales_at
+from hetmerge.norms import scales_at
 from hetmerge.tracing.graph import SpaceGraph
 
 _FUSED = ("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")

@@ -8,8 +8,8 @@ from torch.fx import Node
 
 from hetmerge.layers import NORMS, Layer, op_name, tensor_names
 from hetmerge.network import Network
+from hetmerge.norms import scales_at
 from hetmerge.outline import Unit
-from hetmerge.rotations import scales_at
 
 _PASS = {"dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy"}
 _IDEMPOTENT = {"relu", "relu6", "hardtanh"} | _PASS

@@ -15,12 +15,12 @@ from hetmerge.errors import InputError
 from hetmerge.gathering import Gathered, gather
 from hetmerge.halfway import Halfway
 from hetmerge.lazy import Checkpoint
+from hetmerge.loudness import Squares
 from hetmerge.network import Network
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.relatives import relatives
 from hetmerge.setting import Setting, build_setting
-from hetmerge.streams import Squares
 from hetmerge.vocabulary import Vocabulary
 
 FEWEST = 4  # samples of a batch: an unbiased CKA needs them
@@ -37,8 +37,10 @@ class Statistics:
             the features inside them.
         chance: space -> moments between the parents' features on inputs that do not belong
             together: what correlates there correlates by chance.
-        axes: outer space -> moments of all heads or groups with what is inside them; and
-        squares: space -> how loud the parents' streams are before norms; both for match="pca".
+        axes: outer space -> moments of all heads or groups with what is inside them, for
+            match="pca".
+        squares: node in front of a norm -> how loud the parents' features are there, where their
+            number differs, and of all streams for match="pca".
         members: space -> which parents those are.
         samples: inputs seen.
         setting: the traced and aligned parents the statistics belong to.
@@ -52,7 +54,7 @@ class Statistics:
     nested: dict[tuple[int, int], Moments]
     chance: dict[str, Moments]
     axes: dict[int, Moments]
-    squares: dict[int, Squares]
+    squares: dict[str, Squares]
     members: dict[str, tuple[int, ...]]
     samples: int
     setting: Setting = field(repr=False)

@@ -21,6 +21,7 @@ from hetmerge.gathering import gather
 from hetmerge.judging import outputs_explained
 from hetmerge.maps_cost import NoRoom
 from hetmerge.matching import rotation_of, shrinks
+from hetmerge.norm_scales import norm_scales
 from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
@@ -112,7 +113,9 @@ def choose(statistics: Statistics, options: Options, finish: Finish, progress: P
         nonlocal made
         if name not in matchings:
             matchings[name] = match_within(known, replace(options, match=name))
-        projector = Projector(setting, finish(matchings[name].partitions)[0], shares)
+        partitions = finish(matchings[name].partitions)[0]
+        scales = norm_scales(setting, known.squares, partitions, shares)
+        projector = Projector(setting, partitions, shares, norm_scales=scales)
         fits = made is not None and made.holds(projector)
         made = made.refilled(projector) if made and fits else realise(setting, projector)
         return made

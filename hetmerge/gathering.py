@@ -15,12 +15,13 @@ from hetmerge.errors import InputError
 from hetmerge.execution import Schedule, Walker
 from hetmerge.features import View, take, take_units, views_of
 from hetmerge.halfway import Halfway
+from hetmerge.loudness import Squares, uneven_norms
 from hetmerge.nested import nest_at
 from hetmerge.network import release
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.setting import Setting
-from hetmerge.streams import Squares, heads_inside, whole_axes, whole_rows
+from hetmerge.streams import heads_inside, whole_axes, whole_rows
 from hetmerge.tracing.expr import located
 
 CHANCE_SAMPLES = 250  # inputs that tell what correlates by chance
@@ -32,13 +33,17 @@ K = TypeVar("K")
 
 @dataclass(frozen=True)
 class Gathered:
-    """Moments of the spaces that have been seen everywhere, by index in the skeleton."""
+    """Moments of the spaces that have been seen everywhere, by index in the skeleton.
+
+    Attributes:
+        squares: node in front of a norm -> how loud features are there.
+    """
 
     moments: dict[int, Moments] = field(default_factory=dict)
     nested: dict[Nest, Moments] = field(default_factory=dict)
     chance: dict[int, Moments] = field(default_factory=dict)
     axes: dict[int, Moments] = field(default_factory=dict)
-    squares: dict[int, Squares] = field(default_factory=dict)
+    squares: dict[str, Squares] = field(default_factory=dict)
 
 
 _KINDS: dict[str, type[Moments] | type[Squares]] = {
@@ -53,7 +58,7 @@ _KINDS: dict[str, type[Moments] | type[Squares]] = {
 @dataclass(frozen=True)
 class Visit:
     """A view of a space; of an axis that is an outer and an inner space (`nest`); of the whole axis
-    of heads or groups (`kind` "axis"), or of a stream in front of a norm ("norm")."""
+    of heads or groups (`kind` "axis"), or of what a norm takes ("norm", `space` is -1)."""
 
     view: View
     space: int
@@ -78,14 +83,10 @@ def gather(
     Args:
         within: also between features of one parent.
         whole: also of whole axes of all heads, not only of those inside groups, and how loud
-            streams are, for orthogonal maps.
+            all streams without a preferred basis are, for orthogonal maps.
         halfway: of parents on disk, where what was seen is kept for a run that is stopped.
     """
-    visits = visits_of(setting, whole)
-    norms = setting.skeleton.rotations if whole else {}
-    for space, rotation in norms.items():
-        visits += [Visit(View(n, -1, ()), space, kind="norm") for n in rotation.norms]
-    visits = _in_order(setting, visits)
+    visits = _in_order(setting, visits_of(setting, whole) + _norms(setting, whole))
     on_disk = not setting.skeleton.in_memory
     segments = by_unit(setting, visits) if on_disk else [visits]
     runs = [_walkers(setting, call, visits) for call in calls] if on_disk else [None] * len(calls)
@@ -122,6 +123,14 @@ def visits_of(setting: Setting, whole: bool = False) -> list[Visit]:
     axes = {k: node for k, node in whole_axes(setting).items() if whole or k in kept}
     visits += [Visit(View(node, -1, ()), space, kind="axis") for space, node in axes.items()]
     return _in_order(setting, visits)
+
+
+def _norms(setting: Setting, whole: bool) -> list[Visit]:
+    """What norms take whose loudness must be known."""
+    rotations = setting.skeleton.rotations.values() if whole else ()
+    nodes = [node for rotation in rotations for node in rotation.norms]
+    nodes += [norm.source for norm in uneven_norms(setting)]
+    return [Visit(View(node, -1, ()), -1, kind="norm") for node in dict.fromkeys(nodes)]
 
 
 def _in_order(setting: Setting, visits: Sequence[Visit]) -> list[Visit]:
@@ -201,7 +210,8 @@ class _Gathering:
         """Add what the parents' features are at one view of one batch."""
         setting, found, space = self.setting, self.found, visit.space
         if visit.kind == "norm":
-            found.squares.setdefault(space, Squares()).update(setting, walkers, visit.view.node)
+            node = visit.view.node
+            found.squares.setdefault(node, Squares()).update(setting, walkers, call, node)
             return
         if visit.kind == "axis":
             rows = whole_rows(setting, walkers, call, visit.view.node)
@@ -241,7 +251,7 @@ class _Gathering:
             _taken(found.nested, [n for n in found.nested if n[0] not in waiting]),
             _taken(found.chance, [k for k in found.chance if k not in waiting]),
             _taken(found.axes, [k for k in found.axes if k not in waiting]),
-            {k: found.squares.pop(k) for k in list(found.squares) if k not in waiting},
+            {node: found.squares.pop(node) for node in list(found.squares)},
         )
 
 

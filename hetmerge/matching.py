@@ -18,6 +18,7 @@ from hetmerge.halfway import Halfway
 from hetmerge.heads import keep_best
 from hetmerge.labelling import Labelling
 from hetmerge.labels import positional_partition, similarity_of
+from hetmerge.loudness import Squares, loudness
 from hetmerge.maps import pack, unpack
 from hetmerge.nested import apart, match_inside, nested, outer_first, outer_similarity
 from hetmerge.ops.moments import Moments
@@ -25,7 +26,7 @@ from hetmerge.ops.selection import Gram
 from hetmerge.options import Options
 from hetmerge.partition import Partition, union
 from hetmerge.places import Places
-from hetmerge.principal import Directions, directions
+from hetmerge.principal import Directions, about_zero, directions
 from hetmerge.rotations import Rotation
 from hetmerge.selecting import importance_of, keep, ranked, selection
 from hetmerge.setting import Setting
@@ -125,12 +126,15 @@ class Matcher:
         return {
             "partitions": pack(self.partitions),
             "agreements": {k: found.to_dict() for k, found in self.agreements.items()},
+            "squares": {k: found.state_dict() for k, found in self.statistics.squares.items()},
             "notes": self.notes,
         }
 
     def _restore(self, state: dict[str, Any], halfway: Halfway) -> None:
         self.partitions = unpack(state["partitions"], halfway.stored)
         self.agreements = {k: Agreement(**known) for k, known in state["agreements"].items()}
+        known = {k: Squares.from_state_dict(found) for k, found in state["squares"].items()}
+        self.statistics.squares.update(known)
         self.notes[:] = state["notes"]
 
     def _match_spaces(self, spaces: Sequence[Space], width: Width) -> None:
@@ -299,8 +303,8 @@ class Matcher:
         self, space: Space, moments: Moments, rotation: Rotation, sizes: dict[int, int]
     ) -> Directions:
         if space.index not in self._directed:
-            squares = self.statistics.squares.get(space.index)
-            loud = squares.loudness() if rotation.norms and squares else {}
+            squares = self.statistics.squares
+            loud = loudness(squares[node] for node in rotation.norms if node in squares)
             places = dict(zip(sizes, self.places(space), strict=True))
             self._directed[space.index] = directions(
                 about_zero(moments), sizes, places, self.weights, loud
@@ -390,9 +394,3 @@ class Matcher:
         blocks = list(sizes.items())
         width, labels = self._labelling.labels(space.name, match, similarity, blocks, target)
         return Partition(width, dict(zip(sizes, labels, strict=True)))
-
-
-def about_zero(moments: Moments) -> Tensor:
-    """Second moments about zero, [O, O] float64."""
-    mean = moments.mean()
-    return moments.covariance().addr_(mean, mean)

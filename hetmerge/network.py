@@ -18,6 +18,7 @@ from hetmerge.execution import Walker, flat_inputs
 from hetmerge.layers import Layer, find_layers
 from hetmerge.lazy import Checkpoint
 from hetmerge.memory import trim
+from hetmerge.norms import Norm, find_norms
 from hetmerge.outline import ModuleNodes, Stage
 from hetmerge.rotations import Rotation, find_gains, find_rotations, fold_gains
 from hetmerge.shortcuts import expose_shortcuts
@@ -110,6 +111,12 @@ class Network:
     def rotations(self) -> dict[int, Rotation]:
         """The spaces without a preferred basis."""
         return find_rotations(self.graph, self.layers, self.gains, self.state)
+
+    @cached_property
+    def norms(self) -> tuple[Norm, ...]:
+        """Its divisions by a root mean square, and what carries their scales."""
+        folded = {gain.node: gain.layers for gain in self.gains}
+        return find_norms(self.graph, self.layers, folded)
 
     @cached_property
     def attentions(self) -> dict[str, Attention]:

@@ -23,7 +23,7 @@ from hetmerge.shards import Stored, read_header
 from hetmerge.weights import read
 
 FORMAT = "hetmerge plan"
-VERSION = 3
+VERSION = 4
 JSON, TENSORS = "plan.json", "plan.safetensors"
 BLOCK = 1 << 24  # bytes of a file that are read at a time
 
@@ -45,6 +45,7 @@ def write_plan(plan: AlignmentPlan, directory: Path) -> None:
         "notes": list(plan.notes),
         "blocks": plan.blocks,
         "samples": plan.samples,
+        "norm_scales": plan.norm_scales,
         "trials": plan.trials,
     }
     digest = _digest_of(body)
@@ -162,6 +163,7 @@ def _restore(body: dict[str, Any], options: Options, places: dict[str, Stored]) 
         notes=tuple(body["notes"]),
         blocks=body["blocks"],
         samples=body["samples"],
+        norm_scales=body["norm_scales"],
         trials=body["trials"],
     )
 

@@ -29,6 +29,7 @@ from hetmerge.lazy import Checkpoint
 from hetmerge.maps_cost import check_room
 from hetmerge.matching import Matcher
 from hetmerge.network import Network
+from hetmerge.norm_scales import norm_scales
 from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
@@ -94,6 +95,8 @@ class AlignmentPlan:
         notes: remarks for the user.
         blocks: stages named by hand, or None.
         samples: calibration inputs.
+        norm_scales: tensor behind a norm over more features than a parent's own -> what each
+            parent's is multiplied by.
         trials: of match="auto", way of matching -> share of the variance of the parents' outputs
             that its trial explained; the largest, the first of equal ones, was taken.
     """
@@ -109,6 +112,7 @@ class AlignmentPlan:
     notes: tuple[str, ...] = ()
     blocks: list[Any] | None = None
     samples: int = 0
+    norm_scales: dict[str, list[float]] = field(default_factory=dict)
     trials: dict[str, float] = field(default_factory=dict)
 
     @property
@@ -153,7 +157,9 @@ class AlignmentPlan:
         """The same plan with other options of `apply`."""
         return replace(self, options=Options.make({**self.options.to_dict(), **changes}))
 
-    def with_partitions(self, partitions: Mapping[str, Partition]) -> AlignmentPlan:
+    def with_partitions(
+        self, partitions: Mapping[str, Partition], norm_scales: dict[str, list[float]]
+    ) -> AlignmentPlan:
         """The same plan with other maps of these spaces, whose agreement is not known."""
         spaces = [
             replace(
@@ -169,7 +175,7 @@ class AlignmentPlan:
             else space
             for space in self.spaces
         ]
-        return replace(self, spaces=spaces)
+        return replace(self, spaces=spaces, norm_scales=norm_scales)
 
     def save(self, directory: str | Path) -> None:
         """Write plan.json and plan.safetensors into a directory, which is made if needed."""
@@ -297,7 +303,7 @@ def plan_statistics(
         matching = match_within(statistics, chosen)
     find_cut(setting, chosen.stop_at)
     partitions, more = finish(matching.partitions)
-    spaces = setting.skeleton.graph.spaces
+    spaces, shares = setting.skeleton.graph.spaces, chosen.shares(len(models))
     found = AlignmentPlan(
         options=chosen,
         parents=[fingerprint(model) for model in models],
@@ -330,6 +336,7 @@ def plan_statistics(
         ),
         blocks=list(blocks) if blocks is not None else None,
         samples=statistics.samples,
+        norm_scales=norm_scales(setting, statistics.squares, partitions, shares),
     )
     return choice.told(found) if choice else found, statistics, partitions
 

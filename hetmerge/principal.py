@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from hetmerge.ops.moments import Moments
 from hetmerge.ops.selection import Gram
 from hetmerge.partition import Partition
 from hetmerge.selecting import importance_of, spans_of
@@ -130,3 +131,9 @@ def directions(
     silent = basis[shares == 0].square().sum(0) > 0.5
     order = (energy.clamp_min(0) * matters).masked_fill(silent, -1).argsort(descending=True)
     return Directions(dict(sizes), basis[:, order], energy[order], shares, second, dict(loudness))
+
+
+def about_zero(moments: Moments) -> Tensor:
+    """Second moments about zero, [O, O] float64."""
+    mean = moments.mean()
+    return moments.covariance().addr_(mean, mean)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -15,6 +15,7 @@ from hetmerge.correspondence import Correspondence
 from hetmerge.layers import op_name, tensor_names
 from hetmerge.maps import MapsOf
 from hetmerge.network import Network
+from hetmerge.norm_scales import NormFactors
 from hetmerge.ops.project import project
 from hetmerge.partition import (
     Partition,
@@ -53,6 +54,7 @@ class Projector:
         partitions: dict[int, Partition],
         weights: Sequence[float],
         backend: str = "auto",
+        norm_scales: Mapping[str, Sequence[float]] | None = None,
     ):
         self.setting, self.partitions, self.weights, self.backend = (
             setting,
@@ -73,6 +75,7 @@ class Projector:
         self._write_tables = [self._behind(m, self._writes[m]) for m in parents]
         self.widths = {space: p.width for space, p in partitions.items()}
         self._factors = score_factors(setting, self.widths)
+        self._behind_norms = NormFactors(setting, norm_scales or {})
 
     def _table(self, parent: int) -> dict[int, Spread]:
         return {
@@ -258,7 +261,8 @@ class Projector:
             state, theirs = link.parent.state, link.tensors[name]
             found = state[theirs] if rows is None else state.rows(theirs, rows)
             factor = self.factor(parent, name)
-            return Share(parent, factor.of(found, rows) if factor else found)
+            found = factor.of(found, rows) if factor else found
+            return Share(parent, self._behind_norms.of(parent, name, found))
         share = self._absent(parent, name)
         if share is None or share.tensor is None or rows is None:
             return share

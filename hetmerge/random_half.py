@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from hetmerge.applying import MergeResult, prepare
 from hetmerge.nested import nested
+from hetmerge.norm_scales import norm_scales
 from hetmerge.ops.selection import select
 from hetmerge.planning import plan_statistics
 from hetmerge.progress import Progress
@@ -54,7 +55,8 @@ def random_half(
             drawn[k] = keep(covariance, sizes, chosen[order.features], order.live)
     setting = statistics.setting
     drawn = even_out(setting, drawn, plan.weights)
-    plan = plan.with_partitions({spaces[k].name: partition for k, partition in drawn.items()})
+    scales = norm_scales(setting, statistics.squares, drawn, plan.weights)
+    plan = plan.with_partitions({spaces[k].name: p for k, p in drawn.items()}, scales)
     return prepare(plan, setting, drawn, statistics.calls).run(Progress(progress))
 
 

@@ -6,7 +6,7 @@ else touches can be rotated as a whole, and its map in a merge may be an orthogo
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -14,15 +14,14 @@ from torch import Tensor
 from torch.fx import Node
 
 from hetmerge.layers import CONVOLUTIONS, Layer, op_name, tensor_names
+from hetmerge.norms import CHECK, PASS, divided, readers, scales_at
 from hetmerge.tracing.expr import Expr, Leaf, leaves
 from hetmerge.tracing.graph import SpaceGraph
 from hetmerge.weights import State
 
-_PASS = {"to", "_to_copy", "type_as", "alias", "clone", "contiguous", "detach", "dropout"}
-_MOVES = _PASS | {"view", "reshape", "unsqueeze", "squeeze", "flatten", "expand", "neg"}
+_MOVES = PASS | {"view", "reshape", "unsqueeze", "squeeze", "flatten", "expand", "neg"}
 _MOVES |= {"transpose", "permute", "slice", "select", "index", "cat", "stack"}
 _MAPS = {"linear", "addmm", "embedding", *CONVOLUTIONS}
-_CHECK = "_assert_tensor_metadata"
 
 
 @dataclass(frozen=True)
@@ -61,10 +60,10 @@ def find_gains(graph: SpaceGraph, layers: Sequence[Layer]) -> tuple[Gain, ...]:
     found = []
     for node in graph.program.graph.nodes:
         for tensor, offset in scales_at(node, names):
-            readers = _readers(node, layers)
-            fixed = any(x.shared or x.spatial or x.weight in tied for x in readers)
-            if readers and not fixed and tensor not in tied:
-                found.append(Gain(tensor, offset, node.name, tuple(readers)))
+            behind = readers(node, layers)
+            fixed = any(x.shared or x.spatial or x.weight in tied for x in behind)
+            if behind and not fixed and tensor not in tied:
+                found.append(Gain(tensor, offset, node.name, tuple(behind)))
     return tuple(found)
 
 
@@ -108,7 +107,9 @@ class _Search:
         self.norms: dict[str, Node] = {}  # node -> what it is the normalised value of
         self.inside: set[str] = set()  # what norms and scales are computed by
         for node in self.nodes.values():
-            self._note_norm(node)
+            if (division := divided(node)) and self._bare(node):
+                self.norms[node.name] = division.source
+                self.inside |= {n.name for n in division.inside}
             if node.name in flat:
                 self.inside |= {n.name for a in node.all_input_nodes for n in _to_parameter(a)}
 
@@ -124,20 +125,10 @@ class _Search:
             return None
         return Rotation(tuple(known))
 
-    def _note_norm(self, node: Node) -> None:
-        op = op_name(node)
-        if node.op != "call_function" or op not in ("mul", "div", "rms_norm"):
-            return
-        if op == "rms_norm":
-            bare = node.name in self.flat or len(node.all_input_nodes) == 1
-            if bare and len(node.args[1]) == 1:  # type: ignore[arg-type]
-                self.norms[node.name] = node.all_input_nodes[0]
-            return
-        for value, factor in (node.args[:2], node.args[1::-1]):
-            way = list(_to_square(factor)) if isinstance(factor, Node) else []
-            if isinstance(value, Node) and way and _origin(way[-1]) is _origin(value):
-                self.norms[node.name] = value
-                self.inside |= {n.name for n in way[:-1]}
+    def _bare(self, node: Node) -> bool:
+        """It multiplies by no scale, or by one number."""
+        fused = op_name(node) == "rms_norm" and len(node.all_input_nodes) > 1
+        return not fused or node.name in self.flat
 
     def _exprs(self, node: Node) -> tuple[Expr, ...]:
         if node.op == "placeholder":
@@ -165,7 +156,7 @@ class _Search:
             return not (op in CONVOLUTIONS and len(node.args) > 6 and node.args[6] != 1)
         if node.name in self.norms:
             return self._only_mapped(node)
-        if node.name in self.flat or node.name in self.inside or op == _CHECK:
+        if node.name in self.flat or node.name in self.inside or op == CHECK:
             return True
         if op in ("add", "sub"):
             return len(inputs) == 2
@@ -176,7 +167,7 @@ class _Search:
     def _norm_before(self, node: Node) -> Node | None:
         """What is normalised to give the value of a node, behind nothing but its scale."""
         while node.name not in self.norms:
-            if node.op != "call_function" or not (op_name(node) in _PASS or node.name in self.flat):
+            if node.op != "call_function" or not (op_name(node) in PASS or node.name in self.flat):
                 return None
             inputs = [n for n in node.all_input_nodes if n.op == "call_function"]
             inputs = [n for n in inputs if n.name not in self.inside]
@@ -188,57 +179,11 @@ class _Search:
     def _only_mapped(self, node: Node) -> bool:
         """Nothing but linear maps reads it, perhaps behind a scale."""
         return all(
-            op_name(user) == _CHECK
+            op_name(user) == CHECK
             or user.name in self.layers
-            or ((op_name(user) in _PASS or user.name in self.flat) and self._only_mapped(user))
+            or ((op_name(user) in PASS or user.name in self.flat) and self._only_mapped(user))
             for user in node.users
         )
-
-
-def scales_at(node: Node, names: Mapping[str, str]) -> Iterator[tuple[str, float]]:
-    """(tensor, offset) of the learned vector that a node multiplies its last dimension by."""
-    if node.op != "call_function" or op_name(node) not in ("mul", "rms_norm"):
-        return
-    for operand in node.all_input_nodes:
-        found, offset = _origin(operand), 0.0
-        if op_name(found) == "add" and 1 in found.args:
-            found, offset = _origin(found.all_input_nodes[0]), 1.0
-        if found.op != "placeholder" or found.name not in names:
-            continue
-        alone = sum(op_name(user) != _CHECK for user in found.users) == 1
-        if alone and found.meta["val"].shape == node.meta["val"].shape[-1:]:
-            yield names[found.name], offset
-
-
-def _readers(node: Node, layers: Sequence[Layer]) -> list[Layer]:
-    """The layers that read a node; none if anything else does."""
-    found: list[Layer] = []
-    for user in node.users:
-        if op_name(user) == _CHECK:
-            continue
-        mine = [x for x in layers if x.node == user.name and x.source == node.name]
-        if not mine and op_name(user) in _PASS:
-            mine = _readers(user, layers)
-        if not mine:
-            return []
-        found += mine
-    return found
-
-
-def _to_square(node: Node) -> Iterator[Node]:
-    """The nodes from a norm's factor back to what is squared in it; nothing if it is no norm."""
-    way = []
-    while node.op == "call_function":
-        way.append(node)
-        if len(node.all_input_nodes) != 1:
-            return
-        op, args = op_name(node), node.args
-        whole = op == "mul" and args[0] is args[1]
-        node = node.all_input_nodes[0]
-        if op == "square" or (op == "pow" and args[1] == 2) or whole or op == "linalg_vector_norm":
-            if any(_over_last(n) for n in way):
-                yield from (*way, node)
-            return
 
 
 def _to_parameter(node: Node) -> list[Node]:
@@ -248,21 +193,3 @@ def _to_parameter(node: Node) -> list[Node]:
         way.append(node)
         node = node.all_input_nodes[0]
     return way if node.op == "placeholder" else []
-
-
-def _over_last(node: Node) -> bool:
-    """A reduction over the last dimension alone."""
-    op = op_name(node)
-    if op not in ("mean", "sum", "linalg_vector_norm"):
-        return False
-    dims = node.args[2 if op == "linalg_vector_norm" else 1]
-    rank = node.all_input_nodes[0].meta["val"].dim()
-    along = dims if isinstance(dims, (list, tuple)) else [dims]
-    return [int(d) % rank for d in along] == [rank - 1]  # type: ignore[arg-type]
-
-
-def _origin(node: Node) -> Node:
-    """The node behind operations that change no value."""
-    while node.op == "call_function" and op_name(node) in _PASS:
-        node = node.all_input_nodes[0]
-    return node

@@ -1,8 +1,7 @@
-"""What whole heads and orthogonal maps need to know beyond the moments of single spaces."""
+"""Whole axes of heads and groups: where they are read, and their values."""
 
 from __future__ import annotations
 
-import math
 from collections.abc import Sequence
 
 from torch import Tensor
@@ -54,45 +53,13 @@ def whole_rows(
 ) -> list[Tensor]:
     """The values of a whole axis in the parents that have it, [positions, features] each."""
     found = []
-    for m, node in _members(setting, source).items():
+    for m, node in members_at(setting, source).items():
         value = comparable(walkers[m].value(node)[0], call, m)
         found.append(value.reshape(-1, value.shape[-1]))
     return found
 
 
-class Squares:
-    """Mean squares of the parents' streams, at every place in front of a norm."""
-
-    def __init__(self) -> None:
-        self._sums: dict[int, dict[str, tuple[float, int]]] = {}
-
-    def update(self, setting: Setting, walkers: Sequence[Walker], norm: str) -> None:
-        """Add one batch at the skeleton node in front of a norm."""
-        for m, node in _members(setting, norm).items():
-            value = walkers[m].value(node)[0].double()
-            places = self._sums.setdefault(m, {})
-            total, count = places.get(norm, (0.0, 0))
-            places[norm] = (total + float(value.square().mean()), count + 1)
-
-    def state_dict(self) -> dict[int, dict[str, tuple[float, int]]]:
-        """All there is to know, for :meth:`from_state_dict`."""
-        return self._sums
-
-    @classmethod
-    def from_state_dict(cls, state: dict[int, dict[str, tuple[float, int]]]) -> Squares:
-        found = cls()
-        found._sums = state
-        return found
-
-    def loudness(self) -> dict[int, float]:
-        """Parent -> root mean square, the geometric mean over the places."""
-        found = {}
-        for m, places in self._sums.items():
-            logs = [math.log(max(total / count, 1e-300)) / 2 for total, count in places.values()]
-            found[m] = math.exp(sum(logs) / len(logs))
-        return found
-
-
-def _members(setting: Setting, name: str) -> dict[int, str]:
+def members_at(setting: Setting, name: str) -> dict[int, str]:
+    """Parent -> its node that plays the part of a node of the skeleton."""
     found = {m: link.node(name) for m, link in enumerate(setting.links)}
     return {m: node for m, node in found.items() if node is not None}

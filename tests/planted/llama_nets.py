@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 VOCABULARY = 40
+EPS = 1e-6
 
 
 class Norm(nn.Module):
@@ -18,14 +19,28 @@ class Norm(nn.Module):
         self.offset = offset
 
     def forward(self, x: Tensor) -> Tensor:
-        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + 1e-6)
+        x = x * torch.rsqrt(x.pow(2).mean(-1, keepdim=True) + EPS)
         return x * (self.weight + 1.0) if self.offset else x * self.weight
 
 
+class UnitNorm(Norm):
+    """Divides by the root of the sum of squares."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x / x.norm(dim=-1, keepdim=True) * self.weight
+
+
 class Attention(nn.Module):
-    def __init__(self, width: int, heads: int, groups: int, size: int) -> None:
+    """With `normed`, queries and keys pass a norm: that of every head ("head", or "unit" for a root
+    of a sum) or of all of them together ("whole")."""
+
+    def __init__(self, width: int, heads: int, groups: int, size: int, normed: str) -> None:
         super().__init__()
-        self.size = size
+        self.size, self.normed = size, normed
+        if normed:
+            make = UnitNorm if normed == "unit" else Norm
+            counts = (heads, groups) if normed == "whole" else (1, 1)
+            self.q_norm, self.k_norm = (make(n * size, 0.0) for n in counts)
         self.q_proj = nn.Linear(width, heads * size, bias=False)
         self.k_proj = nn.Linear(width, groups * size, bias=False)
         self.v_proj = nn.Linear(width, groups * size, bias=False)
@@ -37,10 +52,12 @@ class Attention(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         length = x.shape[1]
-        q, k, v = (
-            layer(x).view(len(x), length, -1, self.size).transpose(1, 2)
-            for layer in (self.q_proj, self.k_proj, self.v_proj)
-        )
+        q, k, v = self.q_proj(x), self.k_proj(x), self.v_proj(x)
+        if self.normed == "whole":
+            q, k = self.q_norm(q), self.k_norm(k)
+        q, k, v = (y.view(len(x), length, -1, self.size).transpose(1, 2) for y in (q, k, v))
+        if self.normed in ("head", "unit"):
+            q, k = self.q_norm(q), self.k_norm(k)
         q, k = self.turn(q, length), self.turn(k, length)
         repeat = q.shape[1] // k.shape[1]
         k, v = (_repeated(x, repeat) for x in (k, v))
@@ -60,11 +77,18 @@ def _repeated(x: Tensor, times: int) -> Tensor:
 
 class Block(nn.Module):
     def __init__(
-        self, width: int, hidden: int, heads: int, groups: int, offset: float, size: int
+        self,
+        width: int,
+        hidden: int,
+        heads: int,
+        groups: int,
+        offset: float,
+        size: int,
+        normed: str,
     ) -> None:
         super().__init__()
         self.norm1, self.norm2 = Norm(width, offset), Norm(width, offset)
-        self.attention = Attention(width, heads, groups, size)
+        self.attention = Attention(width, heads, groups, size, normed)
         self.gate = nn.Linear(width, hidden, bias=False)
         self.up = nn.Linear(width, hidden, bias=False)
         self.down = nn.Linear(hidden, width, bias=False)
@@ -85,11 +109,13 @@ class Llama(nn.Module):
         groups: int | None = None,
         offset: float = 0.0,
         size: int = 4,
+        normed: str = "",
     ) -> None:
         super().__init__()
         self.embed = nn.Embedding(VOCABULARY, width)
         self.layers = nn.ModuleList(
-            Block(width, hidden, heads, groups or heads, offset, size) for _ in range(layers)
+            Block(width, hidden, heads, groups or heads, offset, size, normed)
+            for _ in range(layers)
         )
         self.norm = Norm(width, offset)
         self.head = nn.Linear(width, VOCABULARY, bias=False)
@@ -101,7 +127,7 @@ class Llama(nn.Module):
         return self.head(self.norm(x))
 
 
-def llama(seed: int, *args: int, **kwargs: float) -> Llama:
+def llama(seed: int, *args: int, **kwargs: float | str) -> Llama:
     """In float64, with scales that are no identity."""
     torch.manual_seed(seed)
     model = Llama(*args, **kwargs).double().eval()  # type: ignore[arg-type]

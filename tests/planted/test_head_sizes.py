@@ -18,7 +18,8 @@ def larger_heads(model: Llama, size: int) -> Llama:
         x.weight.shape[0] // old for x in (first.attention.q_proj, first.attention.k_proj)
     )
     sizes = (len(model.layers), model.embed.weight.shape[1], len(first.gate.weight), heads, groups)
-    found = llama(0, *sizes, size=size)
+    normed = first.attention.normed
+    found = llama(0, *sizes, size=size, normed=normed)
     state = copy.deepcopy(model.state_dict())
     step = size // old
     turned = torch.cat([torch.arange(old // 2) * step + part * size // 2 for part in (0, 1)])
@@ -31,6 +32,11 @@ def larger_heads(model: Llama, size: int) -> Llama:
             state[name] = spread(tensor, old, size, torch.arange(old))
         elif "o_proj" in name:
             state[name] = spread(tensor.T, old, size, torch.arange(old)).T
+        elif "q_norm" in name or "k_norm" in name:
+            queries, sums = "q_norm" in name, normed == "unit"
+            # A mean over more features is smaller, and so are scores that a larger head divides.
+            loud = step ** (0.5 * (queries - 1 + sums))
+            state[name] = spread(tensor[:, None], old, size, turned)[:, 0] * loud
     found.load_state_dict(state)
     return found
 
