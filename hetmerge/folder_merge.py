@@ -26,6 +26,7 @@ from hetmerge.errors import CheckpointError, HetmergeError
 from hetmerge.files import check_new, new_directory, replace_file
 from hetmerge.halfway import HALFWAY, Halfway, remove_halfway
 from hetmerge.lazy import Checkpoint, open_checkpoint
+from hetmerge.massive import without_massive
 from hetmerge.on_disk import SHARD, Place
 from hetmerge.options import Options
 from hetmerge.page import render
@@ -40,7 +41,8 @@ from hetmerge.teaching import Teacher
 from hetmerge.trials import FOLDER, Planned, Trials
 from hetmerge.vocabulary import Vocabulary
 
-RUN, PLAN, POLISHED = "run.json", "plan", "polished"
+RUN, PLAN, POLISHED, MASSIVE = "run.json", "plan", "polished", "massive.safetensors"
+BEGUN = (PLAN, HALFWAY, FOLDER, MASSIVE)  # what a stopped merge can go on from
 
 
 def merge_to(
@@ -53,6 +55,7 @@ def merge_to(
     out_dtype: torch.dtype | None = None,
     shard_bytes: int = SHARD,
     vocabulary: Vocabulary | None = None,
+    exclude_massive: bool = False,
     polish: Polish | None = None,
     prepared: Callable[[AlignmentPlan, Prepared], None] | None = None,
     finished: Callable[[Path, MergeResult], None] | None = None,
@@ -76,6 +79,8 @@ def merge_to(
         shard_bytes: of a file, at most.
         vocabulary: of parents with different tokenizers, which rows of their embeddings and heads
             meet.
+        exclude_massive: positions of massive activations do not count (see
+            :func:`hetmerge.massive.without_massive`).
         polish: train the finished merge for some steps, which needs it in memory; see
             :func:`hetmerge.polish`. None: no training. After a stop the training starts anew, from
             the finished merge.
@@ -97,8 +102,12 @@ def merge_to(
     models = [p if isinstance(p, Checkpoint) else open_checkpoint(p, dtype, where) for p in parents]
     chosen = Options.make(options)
     calls = as_calls(models, batches, chosen.depth)
-    identity = _identity(models, calls, chosen, (dtype, out_dtype, shard_bytes), vocabulary)
+    kinds = (dtype, out_dtype, shard_bytes, exclude_massive)
+    identity = _identity(models, calls, chosen, kinds, vocabulary)
     with _unfinished(out, identity) as work:
+        if exclude_massive:
+            given = as_given(calls)
+            calls = list(without_massive(models, given, known=work / MASSIVE, progress=progress))
         place = Place(work, out_dtype, shard_bytes)
         planned = _chosen(place, models, calls, chosen, vocabulary, progress)
         ready = prepare(*planned, calls, place)
@@ -119,7 +128,7 @@ def merge_to(
         text = json.dumps(result.report.to_dict(), indent=1)
         (folder / "report.json").write_text(text + "\n", encoding="utf-8")
         (folder / "report.html").write_text(render(result.report, ready.plan), encoding="utf-8")
-        for name in (RUN, FITS, JOURNAL):
+        for name in (RUN, FITS, JOURNAL, MASSIVE):
             (folder / name).unlink(missing_ok=True)
         check_new(out)
         folder.rename(out)
@@ -185,10 +194,11 @@ def _unfinished(out: Path, identity: str) -> Iterator[Path]:
             except HetmergeError as error:
                 if not isinstance(error, CheckpointError):  # other inputs or options start anew
                     remove_halfway(work / HALFWAY)
+                    (work / MASSIVE).unlink(missing_ok=True)
                     shutil.rmtree(work / FOLDER, ignore_errors=True)
                 raise
             finally:
-                begun = any((work / name).exists() for name in (PLAN, HALFWAY, FOLDER))
+                begun = any((work / name).exists() for name in BEGUN)
                 if (work / RUN).is_file() and not begun:
                     shutil.rmtree(work, ignore_errors=True)
     except OSError as error:

@@ -52,7 +52,7 @@ def plan_in_memory(config: MergeConfig, parents: Parents, progress: bool | None)
     vocabulary, tokenizer = vocabulary_of(parents.language, models)
     batches = calibration_batches(config, parents.language, tokenizer)
     if config.calibration.exclude_massive:
-        batches = without_massive(models, batches)
+        batches = without_massive(models, batches, progress=progress)
     held_out = evaluation_windows(config, parents.language, tokenizer)
     plan, statistics, partitions = plan_statistics(
         models, batches, vocabulary=vocabulary, progress=progress, **options_of(config)

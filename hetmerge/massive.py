@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -13,11 +14,17 @@ from hetmerge.batches import Call, Joint, call_for, rows_for
 from hetmerge.calibration import as_calls
 from hetmerge.lazy import Checkpoint
 from hetmerge.network import Network, release
+from hetmerge.progress import Progress
+from hetmerge.snapshots import read_tree, write_tree
 from hetmerge.windows import massive
 
 
 def without_massive(
-    models: Sequence[nn.Module | Checkpoint], batches: Iterable[Any]
+    models: Sequence[nn.Module | Checkpoint],
+    batches: Iterable[Any],
+    *,
+    known: Path | None = None,
+    progress: bool | None = None,
 ) -> list[Joint]:
     """Batches of tokens in which positions count only where no unit of any parent is massive.
 
@@ -26,26 +33,34 @@ def without_massive(
     Args:
         models: the parents.
         batches: of tokens, or windows.
+        known: a file that keeps what was found; read instead of a pass if it is there.
+        progress: show bars on standard error; None: only on a terminal.
+
+    Raises:
+        CheckpointError: the file is damaged.
     """
     calls = as_calls(models, batches, "segment")
-    networks = [
-        Network(m, calls[0], f"models[{i}]", member=i, fold=False) for i, m in enumerate(models)
-    ]
-    found = [_massive(network, calls) for network in networks]
-    return [_kept(call, [each[b] for each in found]) for b, call in enumerate(calls)]
+    if known is not None and known.is_file():
+        return _all_kept(calls, read_tree(known))
+    named = [(f"models[{i}]", i, model) for i, model in enumerate(models)]
+    networks = [Network(m, calls[0], name, member=i, fold=False) for name, i, m in named]
+    flags = [_massive(network, calls, Progress(progress)) for network in networks]
+    if known is not None:
+        write_tree(known, flags)
+    return _all_kept(calls, flags)
 
 
-def _massive(network: Network, calls: Sequence[Call]) -> list[Tensor]:
+def _massive(network: Network, calls: Sequence[Call], progress: Progress) -> list[Tensor]:
     """Per batch bool [batch * length]: some unit's output is massive there."""
     walker = network.walk(calls)
     found: list[Tensor] = []
-    for stage in find_stages([network])[0]:
-        for unit in stage.units:
-            values = walker.value(unit.output)
-            pairs = zip(values, calls, strict=True)
-            flags = [_flags(value, call, network.member) for value, call in pairs]
-            found = [a | b for a, b in zip(found, flags, strict=True)] if found else flags
-            release([network])
+    units = [unit for stage in find_stages([network])[0] for unit in stage.units]
+    for unit in progress.track(units, f"massive activations of {network.name}"):
+        values = walker.value(unit.output)
+        pairs = zip(values, calls, strict=True)
+        flags = [_flags(value, call, network.member) for value, call in pairs]
+        found = [a | b for a, b in zip(found, flags, strict=True)] if found else flags
+        release([network])
     return found
 
 
@@ -55,6 +70,11 @@ def _flags(value: Tensor, call: Call, member: int | None) -> Tensor:
     mask = torch.zeros(hidden.shape[1], dtype=torch.bool, device=hidden.device)
     mask[rows if rows is not None else slice(None)] = True
     return massive(hidden, mask[None])[0]
+
+
+def _all_kept(calls: Sequence[Call], flags: Sequence[Sequence[Tensor]]) -> list[Joint]:
+    """The batches without what is flagged; `flags` are per parent and batch."""
+    return [_kept(call, [own[b] for own in flags]) for b, call in enumerate(calls)]
 
 
 def _kept(call: Call, flags: Sequence[Tensor]) -> Joint:

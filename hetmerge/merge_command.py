@@ -21,7 +21,6 @@ from hetmerge.folder_merge import merge_to
 from hetmerge.huggingface import is_pretrained
 from hetmerge.in_memory import plan_in_memory, summary
 from hetmerge.lazy import Checkpoint, open_checkpoint
-from hetmerge.massive import without_massive
 from hetmerge.perplexity import score
 from hetmerge.planning import AlignmentPlan
 from hetmerge.polishing import Polished, train
@@ -80,8 +79,6 @@ def _merge_on_disk(
 ) -> MergeResult:
     vocabulary, tokenizer = vocabulary_of(parents.language, [model.module for model in models])
     batches = calibration_batches(config, parents.language, tokenizer)
-    if config.calibration.exclude_massive:
-        batches = without_massive(models, batches)
     held_out = evaluation_windows(config, parents.language, tokenizer)
 
     def prepared(plan: AlignmentPlan, ready: Prepared) -> None:
@@ -105,6 +102,7 @@ def _merge_on_disk(
         out_dtype=getattr(torch, config.out_dtype) if config.out_dtype else None,
         shard_bytes=bytes_of(config.max_shard_size),
         vocabulary=vocabulary,
+        exclude_massive=config.calibration.exclude_massive,
         polish=polish_of(config),
         prepared=prepared,
         finished=finished,

@@ -10,7 +10,7 @@ import yaml
 from safetensors.torch import load_file, save_file
 
 import hetmerge
-import hetmerge.merge_command
+import hetmerge.folder_merge
 from hetmerge.shard_writer import ShardWriter
 
 from .conftest import Finished
@@ -118,9 +118,11 @@ def test_massive_positions_are_left_out_where_asked(
     language: Path, run: Run, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     seen = []
-    command = hetmerge.merge_command
+    command = hetmerge.folder_merge
     whole = command.without_massive
-    monkeypatch.setattr(command, "without_massive", lambda *a: seen.append(a) or whole(*a))
+    monkeypatch.setattr(
+        command, "without_massive", lambda *a, **k: seen.append(a) or whole(*a, **k)
+    )
     calibration = {"path": "text.txt", "tokens": 128, "sequence_length": 16}
     configure(language, calibration={**calibration, "exclude_massive": True})
     done = run("merge", "config.yaml", "out", "-q")

@@ -4,6 +4,8 @@ import pytest
 import torch
 
 import hetmerge as hm
+from hetmerge import folder_merge
+from hetmerge import massive as massive_of
 from hetmerge.batches import rows_for
 from hetmerge.massive import without_massive
 
@@ -37,3 +39,32 @@ def test_without_massive_positions_all_count(parents):
     models, _, batches = parents("llama")
     found = without_massive(models, [{"input_ids": batch["input_ids"]} for batch in batches])
     assert all(len(rows_for(joint, None)) == 96 for joint in found)
+
+
+def test_a_stopped_merge_does_not_look_again(parents, tmp_path, monkeypatch):
+    _, folders, batches = parents("llama")
+    options = {"match": "permute", "refit": False, "progress": False, "exclude_massive": True}
+    hm.merge_to(tmp_path / "straight", folders, batches, **options)
+    looked = []
+    look = massive_of._massive
+    monkeypatch.setattr(massive_of, "_massive", lambda *a: (looked.append(1), look(*a))[1])
+
+    def killed(*_):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(folder_merge, "_chosen", killed)
+        with pytest.raises(KeyboardInterrupt):
+            hm.merge_to(tmp_path / "out", folders, batches, **options)
+    assert len(looked) == len(folders)
+    with pytest.raises(hm.CheckpointError, match="other parents, inputs or options"):
+        hm.merge_to(tmp_path / "out", folders, batches, **{**options, "exclude_massive": False})
+    hm.merge_to(tmp_path / "out", folders, batches, **options)
+    assert len(looked) == len(folders)
+    straight, out = (
+        {f.name: f.read_bytes() for f in (tmp_path / name).glob("*.safetensors")}
+        for name in ("straight", "out")
+    )
+    assert straight == out
+    assert straight
+    assert not list(tmp_path.rglob("massive*"))
