@@ -162,11 +162,10 @@ def forecast(
     if target:
         check_reached(setting, target, widths)
     base: Any = setting.skeleton.model
-    config = merged_config(setting, widths)
+    config, program = merged_config(setting, widths)
     model = empty(type(base), config)
-    merged = Network(
-        model, setting.call, "merged model", fold=False, state=OnDisk({}, {}, torch.float32, "")
-    )
+    state = OnDisk({}, {}, setting.skeleton.state.dtype, "")
+    merged = Network(model, setting.call, "merged model", fold=False, state=state, program=program)
     applying = estimate(merged, setting, calls, refit=options.refit, auto=options.ridge == "auto")
     dtype = out_dtype or stored_type(setting)
     parameters = sum(p.numel() for p in model.parameters())

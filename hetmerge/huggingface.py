@@ -9,9 +9,10 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.export import ExportedProgram
 
 from hetmerge.errors import PlanError
-from hetmerge.network import state_of
+from hetmerge.network import cast_parameters, state_of
 from hetmerge.partition import merged_size
 from hetmerge.resizing import set_tensors
 from hetmerge.setting import Setting
@@ -52,11 +53,12 @@ def rebuild(setting: Setting, widths: Mapping[int, int], state: Mapping[str, Ten
     Raises:
         PlanError: no configuration of the family has these shapes.
     """
-    return filled(setting.skeleton.model, merged_config(setting, widths), state)
+    return filled(setting.skeleton.model, merged_config(setting, widths)[0], state)
 
 
-def merged_config(setting: Setting, widths: Mapping[int, int]) -> Config:
-    """The base parent's configuration, adjusted to the merged sizes.
+def merged_config(setting: Setting, widths: Mapping[int, int]) -> tuple[Config, ExportedProgram]:
+    """The base parent's configuration, adjusted to the merged sizes, and what a model of it runs,
+    exported on the meta device.
 
     A number in the configuration may follow a space, or the length of a list of blocks, whose sizes
     it equals in every parent. A choice is accepted only if all its tensors and all values that the
@@ -72,12 +74,12 @@ def merged_config(setting: Setting, widths: Mapping[int, int]) -> Config:
         if not _holds(base, choice, wanted):
             continue
         least = _fewest(choice, values, lambda fewer: _holds(base, fewer, wanted))
-        if _computes(setting, widths, least):
-            return with_fields(base, least)
-        if _computes(setting, widths, choice):
-            return with_fields(
-                base, _fewest(choice, values, lambda x: _computes(setting, widths, x))
-            )
+        if program := _program(setting, widths, least):
+            return with_fields(base, least), program
+        if _program(setting, widths, choice):
+            fewest = _fewest(choice, values, lambda x: bool(_program(setting, widths, x)))
+            if program := _program(setting, widths, fewest):
+                return with_fields(base, fewest), program
     raise PlanError(_refusal(type(base).__name__, setting, sizes))
 
 
@@ -263,23 +265,27 @@ def _holds(base: Any, choice: Mapping[str, Any], wanted: Mapping[str, tuple[int,
     return all(shapes.get(name) == shape for name, shape in wanted.items())
 
 
-def _computes(setting: Setting, widths: Mapping[int, int], choice: Mapping[str, Any]) -> bool:
-    """A model of this configuration computes values of the merged sizes."""
+def _program(
+    setting: Setting, widths: Mapping[int, int], choice: Mapping[str, Any]
+) -> ExportedProgram | None:
+    """What a model of this configuration runs; None unless its values have the merged sizes."""
     base: Any = setting.skeleton.model
     if not _holds(base, choice, merged_shapes(setting, widths)):
-        return False
+        return None
     try:
         with torch.device("meta"):
             model = type(base)(with_fields(base, choice)).eval()
+        cast_parameters(model, setting.skeleton.state.dtype)
         program = export(model, *setting.call)
     except Exception:  # as above
-        return False
+        return None
     nodes = {node.name: node for node in program.graph.nodes}
-    return all(
+    fits = all(
         name in nodes
         and [merged_size(expr, widths) for expr in exprs] == list(nodes[name].meta["val"].shape)
         for name, exprs in setting.skeleton.graph.values.items()
     )
+    return program if fits else None
 
 
 def with_fields(base: Any, choice: Mapping[str, Any]) -> Config:

@@ -22,7 +22,8 @@ from hetmerge.norms import Norm, find_norms
 from hetmerge.outline import ModuleNodes, Stage
 from hetmerge.rotations import Rotation, find_gains, find_rotations, fold_gains
 from hetmerge.shortcuts import expose_shortcuts
-from hetmerge.tracing import export, trace
+from hetmerge.tracing import export
+from hetmerge.tracing.build import spaces_of
 from hetmerge.tracing.exporting import place_on
 from hetmerge.weights import Resident, State, tensors_of
 
@@ -46,6 +47,9 @@ class Network:
         gains: the learned scales that linear layers carry once they are folded.
         replaced: module paths of the shortcuts that became convolutions.
         source_parameters: the original's parameters, and whether they were trainable.
+
+    Args:
+        program: what a model of this configuration runs on the call, where it is known already.
     """
 
     def __init__(
@@ -57,6 +61,7 @@ class Network:
         fold: bool = True,
         state: State | None = None,
         member: int | None = None,
+        program: ExportedProgram | None = None,
     ):
         self.name, self.member = name, member
         if isinstance(model, Checkpoint):
@@ -72,12 +77,10 @@ class Network:
             state = state_of(self.model)
         else:
             self.model.to("meta")
-            for parameter in self.model.parameters():  # as what the program computes with
-                if parameter.is_floating_point():
-                    parameter.data = parameter.data.to(state.dtype)
+            cast_parameters(self.model, state.dtype)
         self.state = state
         call = call_for(call, member)
-        self.graph = trace(self.model, *call)
+        self.graph = spaces_of(self.model, program or export(self.model, *call), *call)
         self.layers = find_layers(self.graph.program)
         self.nodes = ModuleNodes.of(list(self.graph.program.graph.nodes))
         self.scales: dict[str, tuple[Tensor, Tensor]] = {}
@@ -189,6 +192,13 @@ def release(networks: Iterable[Network]) -> None:
 def state_of(model: nn.Module) -> State:
     """The tensors of a module, as they are in memory."""
     return Resident((name, tensor.detach()) for name, tensor in tensors_of(model))
+
+
+def cast_parameters(model: nn.Module, dtype: torch.dtype) -> None:
+    """Give the parameters, not the buffers, the type that a program computes with."""
+    for parameter in model.parameters():
+        if parameter.is_floating_point():
+            parameter.data = parameter.data.to(dtype)
 
 
 def check_finite(state: Mapping[str, Tensor], name: str) -> None:

@@ -46,7 +46,7 @@ def realise_on_disk(setting: Setting, projector: Projector, place: Place) -> Rea
         CheckpointError: too little space.
     """
     base: Any = setting.skeleton.model
-    config = merged_config(setting, projector.widths)
+    config, program = merged_config(setting, projector.widths)
     model = empty(type(base), config)
     stored = set(model.state_dict())
     names: dict[int, str] = {}
@@ -69,7 +69,7 @@ def realise_on_disk(setting: Setting, projector: Projector, place: Place) -> Rea
     )
     config.dtype = dtype
     model.config = config
-    merged = Network(model, setting.call, "merged model", fold=False, state=draft)
+    merged = Network(model, setting.call, "merged model", fold=False, state=draft, program=program)
     check_same(merged, projector)
     return Realised(merged, projector, Blueprint())
 

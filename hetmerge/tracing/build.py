@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from hetmerge.tracing.analysis import Analysis, analyse
 from hetmerge.tracing.axes import Axis, Plus, atoms, factors
@@ -35,7 +36,13 @@ def trace(model: nn.Module, args: Any = (), kwargs: dict[str, Any] | None = None
     Raises:
         TraceError: the model cannot be exported for these inputs, or shapes depend on data.
     """
-    exported = export(model, args, kwargs)
+    return spaces_of(model, export(model, args, kwargs), args, kwargs)
+
+
+def spaces_of(
+    model: nn.Module, exported: ExportedProgram, args: Any, kwargs: dict[str, Any] | None
+) -> SpaceGraph:
+    """What :func:`trace` finds, of a model that has been exported for these inputs."""
     positional, keywords = example(args, kwargs)
     analysis = analyse(read(model, exported))
     return _Builder(analysis).graph(type(model).__name__, (positional, keywords))

@@ -185,7 +185,7 @@ DAMAGES = {
     "the plan is damaged": cut("plan.safetensors"),
     "no file plan.json": lambda d: (d / "plan.json").unlink(),
     "no file plan.safetensors": lambda d: (d / "plan.safetensors").unlink(),
-    "version 2; this release reads 3": edit(lambda b: b.update(version=2)),
+    "version 2; this release reads 4": edit(lambda b: b.update(version=2)),
     "not a hetmerge plan": edit(lambda b: b.update(format="x")),
     "the plan was changed after it was written": edit(lambda b: b["spaces"][0].update(width=3)),
     "the plan was changed after": edit(lambda b: b["options"].update(alpha=0.9)),

@@ -1,6 +1,7 @@
 """Norms over more features than a parent has: zeros that another one adds change nothing."""
 
 import itertools
+from pathlib import Path
 
 import llama_nets
 import pytest
@@ -75,7 +76,7 @@ def test_larger_heads_behind_norms(normed: str, first: int) -> None:
     assert result.model.layers[0].attention.size == 8
 
 
-def test_a_parent_with_all_features_stays_as_it_is() -> None:
+def test_a_parent_with_all_features_stays_as_it_is(tmp_path: Path) -> None:
     wide, narrow = llama(1, 2, 18, 20, 4, 2), llama(2, 2, 12, 20, 4, 2)
     plan = hm.plan([narrow, wide], tokens(), match="permute", progress=False)
     assert {factors[1] for factors in plan.norm_scales.values()} == {1.0}
@@ -84,6 +85,8 @@ def test_a_parent_with_all_features_stays_as_it_is() -> None:
     found = {factors[0] for factors in plan.norm_scales.values()}
     assert len(found) == 5  # one per norm
     assert all(0.5 < factor < 2 and factor != 1 for factor in found)
+    plan.save(tmp_path / "plan")
+    assert hm.AlignmentPlan.load(tmp_path / "plan").norm_scales == plan.norm_scales
 
 
 def test_equal_sizes_need_nothing() -> None:
