@@ -64,7 +64,7 @@ def uneven_norms(setting: Setting) -> list[Norm]:
     return [
         norm
         for norm in setting.skeleton.norms
-        if norm.carriers and len(set(_sizes(setting, source_expr(setting, norm)).values())) > 1
+        if len(set(_sizes(setting, source_expr(setting, norm)).values())) > 1
     ]
 
 

@@ -49,6 +49,17 @@ def norm_scales(
     return found
 
 
+def uncarried(setting: Setting) -> list[str]:
+    """Remarks on norms whose features nothing can make louder."""
+    stacks = setting.skeleton.nodes.stacks
+    where = [stacks[n.node][-1:] or ("the model",) for n in uneven_norms(setting) if not n.carriers]
+    return [
+        f"the norm in {path[0]} is over more features in the merged network than in some parent, "
+        "which reads it louder or quieter: no weight can make up for it"
+        for path in where
+    ]
+
+
 class NormFactors:
     """Applies what :func:`norm_scales` found to tensors of the parents."""
 

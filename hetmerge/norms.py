@@ -78,7 +78,8 @@ def _carriers(
     elif scales := list(scales_at(node, names)):
         yield from scales
     elif own := readers(node, layers):
-        yield from ((layer.weight, 0.0) for layer in own if not layer.shared)
+        if not any(layer.shared for layer in own):
+            yield from ((layer.weight, 0.0) for layer in own)
     else:
         users = [user for user in node.users if op_name(user) != CHECK]
         if len(users) == 1 and (op_name(users[0]) in PASS or any(scales_at(users[0], names))):

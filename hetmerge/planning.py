@@ -29,7 +29,7 @@ from hetmerge.lazy import Checkpoint
 from hetmerge.maps_cost import check_room
 from hetmerge.matching import Matcher
 from hetmerge.network import Network
-from hetmerge.norm_scales import norm_scales
+from hetmerge.norm_scales import norm_scales, uncarried
 from hetmerge.options import Options
 from hetmerge.partition import Partition
 from hetmerge.progress import Progress
@@ -332,6 +332,7 @@ def plan_statistics(
             *matching.notes,
             *more,
             *unscaled(setting, {k: p.width for k, p in partitions.items()}),
+            *uncarried(setting),
             *([vocabulary.note] if vocabulary else []),
         ),
         blocks=list(blocks) if blocks is not None else None,

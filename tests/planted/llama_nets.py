@@ -31,13 +31,13 @@ class UnitNorm(Norm):
 
 
 class Attention(nn.Module):
-    """With `normed`, queries and keys pass a norm: that of every head ("head", or "unit" for a root
-    of a sum) or of all of them together ("whole")."""
+    """With `normed`, queries and keys pass a norm: of every head ("head", or for a root of a sum
+    "unit", and "bare" without a scale) or of all of them together ("whole")."""
 
     def __init__(self, width: int, heads: int, groups: int, size: int, normed: str) -> None:
         super().__init__()
         self.size, self.normed = size, normed
-        if normed:
+        if normed and normed != "bare":
             make = UnitNorm if normed == "unit" else Norm
             counts = (heads, groups) if normed == "whole" else (1, 1)
             self.q_norm, self.k_norm = (make(n * size, 0.0) for n in counts)
@@ -58,6 +58,8 @@ class Attention(nn.Module):
         q, k, v = (y.view(len(x), length, -1, self.size).transpose(1, 2) for y in (q, k, v))
         if self.normed in ("head", "unit"):
             q, k = self.q_norm(q), self.k_norm(k)
+        elif self.normed == "bare":
+            q, k = (y / y.norm(dim=-1, keepdim=True) for y in (q, k))
         q, k = self.turn(q, length), self.turn(k, length)
         repeat = q.shape[1] // k.shape[1]
         k, v = (_repeated(x, repeat) for x in (k, v))

@@ -92,3 +92,11 @@ def test_a_parent_with_all_features_stays_as_it_is(tmp_path: Path) -> None:
 def test_equal_sizes_need_nothing() -> None:
     parents = [llama(seed, 2, 12, 20, 4, 2, normed="head") for seed in (1, 2)]
     assert hm.plan(parents, tokens(), match="zip", progress=False).norm_scales == {}
+
+
+def test_a_norm_that_nothing_can_make_up_for_is_named() -> None:
+    parents = [llama(n, 2, 12, 20, 4, 2, size=4 * n, normed="bare") for n in (1, 2)]
+    plan = hm.plan(parents, tokens(), match="permute", progress=False)
+    found = [note for note in plan.notes if note.startswith("the norm in layers.1.attention")]
+    assert len(found) == 2  # of queries and of keys
+    assert not any("attention" in name for name in plan.norm_scales)
