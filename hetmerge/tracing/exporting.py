@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from hetmerge.errors import TraceError
 from hetmerge.tracing.conventions import inference
 from hetmerge.tracing.operators import operator_name
+from hetmerge.tracing.repeating import export_repeated
 
 
 def example(args: Any, kwargs: Any) -> tuple[tuple[Any, ...], dict[str, Any]]:
@@ -71,9 +72,13 @@ def export(
             # torch's own use of a pytree check that torch deprecates
             warnings.filterwarnings("ignore", message=r".*LeafSpec.*", category=FutureWarning)
             sizes = _free_sizes(model, args, kwargs) if free_sizes else None
-            exported = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=sizes)
-            if _mutable(exported):
-                exported = exported.run_decompositions({})
+
+            def whole(model: nn.Module) -> ExportedProgram:
+                found = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=sizes)
+                return found.run_decompositions({}) if _mutable(found) else found
+
+            exported = export_repeated(model, (args, kwargs), whole) if meta and not sizes else None
+            exported = exported or whole(model)
     except Exception as error:
         raise TraceError(_failure(model, args, kwargs, error)) from error
     left = _mutable(exported)
