@@ -25,7 +25,7 @@ from lm_memory import SHAPES, batches, most_resident, record, write
 from rich.console import Console
 
 import hetmerge as hm
-from hetmerge import calibration, draft, network, weights
+from hetmerge import calibration, draft, huggingface, network, weights
 from hetmerge.execution import Walker
 from hetmerge.matching import Matcher
 from hetmerge.ops.moments import Moments
@@ -41,7 +41,7 @@ RESULTS = Path(__file__).parents[1] / "results" / "llm-time.csv"
 STAGES: dict[str, list[tuple[Any, str]]] = {
     "reading": [(weights, "read"), (draft, "read")],
     "writing": [(ShardWriter, "__init__"), (ShardWriter, "write"), (ShardWriter, "finish")],
-    "tracing": [(network, "trace"), (network, "export")],
+    "tracing": [(network, "spaces_of"), (network, "export"), (huggingface, "export")],
     "running": [(Walker, "make")],
     "alignment": [(calibration, "align")],
     "moments": [(Moments, "update")],
