@@ -6,7 +6,7 @@ those of two parents that meet the same constants are the same.
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -32,6 +32,8 @@ from hetmerge.uniform import alike
 from hetmerge.weights import OnDisk
 
 NEAR = 1e-2  # mean squared difference of constants that count as the same, of their mean square
+Met = dict[int, list[Tensor]]  # parent -> the constants that the features of a space meet
+Pairing = tuple[Partition, dict[int, int]]  # and per parent, how many features are left out
 
 
 @dataclass(frozen=True)
@@ -48,6 +50,8 @@ class Constants:
 
     def __init__(self, network: Network, call: Call) -> None:
         self._walker = network.walk([call])
+        self._along: dict[int, list[Tensor]] = {}
+        self._known: list[Tensor] = []
         self._meetings: dict[int, dict[_Meeting, None]] = {}
         names = tensor_names(network.graph.program)
         for node in network.graph.program.graph.nodes:
@@ -66,16 +70,29 @@ class Constants:
                         self._meetings.setdefault(leaf.space, {})[meeting] = None
 
     def along(self, space: int) -> list[Tensor]:
-        """Per place where a constant meets the space, [features, times, ...] float64."""
-        found = []
+        """Per place where a constant meets the space, [features, times, ...] float64.
+
+        Equal ones are one tensor: every layer has its own copy of the rotary frequencies.
+        """
+        if space not in self._along:
+            self._along[space] = [self._shared(value) for value in self._computed(space)]
+        return self._along[space]
+
+    def _shared(self, value: Tensor) -> Tensor:
+        for known in self._known:
+            if torch.equal(known, value):
+                return known
+        self._known.append(value)
+        return value
+
+    def _computed(self, space: int) -> Iterator[Tensor]:
         for meeting in self._meetings.get(space, ()):
             (value,) = self._walker.value(meeting.constant)
             value = value.double().cpu().movedim(meeting.dim, 0)
             owner = _features(meeting.expr, space)
             order = owner.argsort(stable=True)[int((owner < 0).sum()) :]
             features = int(owner.max()) + 1
-            found.append(value[order].reshape(features, -1, *value.shape[1:]))
-        return found
+            yield value[order].reshape(features, -1, *value.shape[1:])
 
 
 class FixedOrder:
@@ -84,6 +101,8 @@ class FixedOrder:
     def __init__(self, setting: Setting, call: Call) -> None:
         self.setting, self.call = setting, call
         self._grown: dict[int, Constants | None] = {}  # by the size of heads
+        self._alike: dict[tuple[Any, ...], bool] = {}  # by the tensors that are compared
+        self._known: dict[tuple[Any, ...], Pairing | None] = {}
 
     @cached_property
     def _constants(self) -> list[Constants]:
@@ -126,12 +145,12 @@ class FixedOrder:
 
     def _paired(
         self, space: int, owned: Mapping[int, Mapping[int, int]], options: Options
-    ) -> tuple[Partition, dict[int, int]] | None:
+    ) -> Pairing | None:
         """By the constants of the base parent's configuration at the greatest width there, or where
         the same width is needed; by the widest parent's where there is no such configuration."""
         setting, weights = self.setting, options.shares(len(self.setting.parents))
         met = self._met(owned[space])
-        places = [k for k in owned if k == space or _alike(met, self._met(owned[k]))]
+        places = [k for k in owned if k == space or self._are_alike(met, self._met(owned[k]))]
         m, k = max(
             ((m, k) for k in places for m in owned[k]),
             key=lambda at: (
@@ -143,7 +162,16 @@ class FixedOrder:
         merged, base = self._constants[m].along(owned[k][m]), setting.alignment.base
         if m != base and base in met and weights[base] > 0:
             merged = self._of_base(space, setting.width(m, k)) or merged
-        return by_constants(met, merged)
+        key = (_key(met), tuple(map(id, merged)))
+        if key not in self._known:
+            self._known[key] = by_constants(met, merged)
+        return self._known[key]
+
+    def _are_alike(self, mine: Met, theirs: Met) -> bool:
+        key = (_key(mine), _key(theirs))
+        if key not in self._alike:
+            self._alike[key] = _alike(mine, theirs)
+        return self._alike[key]
 
     def _of_base(self, space: int, width: int) -> list[Tensor]:
         """The constants along a space of this width that the base parent's configuration speaks of;
@@ -159,7 +187,7 @@ class FixedOrder:
         found = grown.along(space) if grown else []
         return found if all(len(x) == width for x in found) else []
 
-    def _met(self, own: Mapping[int, int]) -> dict[int, list[Tensor]]:
+    def _met(self, own: Mapping[int, int]) -> Met:
         return {m: self._constants[m].along(space) for m, space in own.items()}
 
 
@@ -184,7 +212,7 @@ def _left_out(parent: int, count: int, sizes: Mapping[int, int]) -> str:
 
 def by_constants(
     constants: Mapping[int, Sequence[Tensor]], merged: Sequence[Tensor]
-) -> tuple[Partition, dict[int, int]] | None:
+) -> Pairing | None:
     """Features join the merged ones that meet the same constants.
 
     Args:
@@ -231,7 +259,12 @@ def check_constants(setting: Setting, merged: Network, partitions: Mapping[int, 
                 )
 
 
-def _alike(mine: Mapping[int, Sequence[Tensor]], theirs: Mapping[int, Sequence[Tensor]]) -> bool:
+def _key(met: Met) -> tuple[Any, ...]:
+    """The tensors themselves; whoever made them keeps them."""
+    return tuple((m, *map(id, found)) for m, found in sorted(met.items()))
+
+
+def _alike(mine: Met, theirs: Met) -> bool:
     """Parents that are in both meet the same constants: layers of one kind have one base."""
     both = [(mine[m], theirs[m]) for m in mine if m in theirs and mine[m] and theirs[m]]
     return bool(both) and all(
@@ -241,13 +274,25 @@ def _alike(mine: Mapping[int, Sequence[Tensor]], theirs: Mapping[int, Sequence[T
 
 def _agree(mine: Sequence[Tensor], theirs: Sequence[Tensor], labels: Tensor) -> bool:
     """Every kept feature (label not -1) meets the constants of its merged one."""
-    distance = _distances(mine, theirs) if len(mine) == len(theirs) else None
+    joined = _joined(mine, theirs) if len(mine) == len(theirs) else None
+    if joined is None:
+        return False
+    a, b = joined
     kept = labels >= 0
-    return distance is not None and bool((distance[kept, labels[kept]] <= NEAR).all())
+    return bool(((a[kept] - b[labels[kept]]).square().mean(1) <= NEAR).all())
 
 
 def _distances(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor | None:
     """[features, features] mean squared difference of their constants, of the mean square."""
+    joined = _joined(mine, theirs)
+    if joined is None:
+        return None
+    apart = torch.cdist(*joined, compute_mode="donot_use_mm_for_euclid_dist")
+    return apart.square() / joined[0].shape[1]
+
+
+def _joined(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> tuple[Tensor, Tensor] | None:
+    """[features, ...] all constants of either where both have them, of mean square 1."""
     left, right = [], []
     for a, b in zip(mine, theirs, strict=True):
         if a.dim() != b.dim():
@@ -259,9 +304,8 @@ def _distances(mine: Sequence[Tensor], theirs: Sequence[Tensor]) -> Tensor | Non
     a, b = torch.cat(left, 1), torch.cat(right, 1)
     if not bool(a.isfinite().all() and b.isfinite().all()):
         return None
-    scale = float(torch.cat([a, b]).square().mean()) or 1.0
-    apart = torch.cdist(a, b, compute_mode="donot_use_mm_for_euclid_dist")
-    return apart.square() / a.shape[1] / scale
+    scale = float(torch.cat([a, b]).square().mean()) ** 0.5 or 1.0
+    return a / scale, b / scale
 
 
 def _counterparts(distance: Tensor) -> Tensor:

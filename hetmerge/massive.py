@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from hetmerge.alignment import find_stages
 from hetmerge.batches import Call, Joint, call_for, rows_for
 from hetmerge.calibration import as_calls
+from hetmerge.devices import device_of
 from hetmerge.lazy import Checkpoint
 from hetmerge.network import Network, release
 from hetmerge.progress import Progress
@@ -41,12 +42,13 @@ def without_massive(
     """
     calls = as_calls(models, batches, "segment")
     if known is not None and known.is_file():
-        return _all_kept(calls, read_tree(known))
+        device = device_of(models)
+        return _all_kept(calls, [[flag.to(device) for flag in own] for own in read_tree(known)])
     named = [(f"models[{i}]", i, model) for i, model in enumerate(models)]
     networks = [Network(m, calls[0], name, member=i, fold=False) for name, i, m in named]
     flags = [_massive(network, calls, Progress(progress)) for network in networks]
     if known is not None:
-        write_tree(known, flags)
+        write_tree(known, [[flag.cpu() for flag in own] for own in flags])
     return _all_kept(calls, flags)
 
 

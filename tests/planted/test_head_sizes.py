@@ -8,6 +8,7 @@ from llama_nets import Attention, Llama, llama, tokens
 from torch import Tensor
 
 import hetmerge as hm
+from hetmerge import fixed_order
 
 
 def larger_heads(model: Llama, size: int) -> Llama:
@@ -97,3 +98,17 @@ def test_a_repeated_unit_keeps_its_scores() -> None:
     merged = hm.merge([large, small], tokens(), missing="repeat", **options).model
     ids = tokens()[0]
     assert (merged(ids) - large(ids)).abs().max() < 1e-8
+
+
+def test_layers_that_meet_the_same_constants_are_paired_once(monkeypatch) -> None:
+    found: list[int] = []
+    pair = fixed_order.by_constants
+    monkeypatch.setattr(fixed_order, "by_constants", lambda *a: (found.append(1), pair(*a))[1])
+    counts = []
+    for depth in (2, 5):
+        small = llama(3, depth, 12, 20, 4, 2)
+        plan = hm.plan([larger_heads(small, 8), small], tokens(), progress=False, match="zip")
+        assert sum(space.name.endswith("q_proj:2") for space in plan.spaces) == depth
+        counts.append(len(found))
+        found.clear()
+    assert counts[0] == counts[1] > 0
