@@ -76,12 +76,16 @@ def describe(program: ExportedProgram) -> list[Any]:
 
 
 def equal_layers(model: nn.Module) -> str | None:
-    """Path of the one list of many layers that differ in nothing but their weights and number."""
-    found = [
-        path
-        for path, module in model.named_modules()
-        if type(module) is nn.ModuleList and len(module) >= LEAST and _alike(list(module))
-    ]
+    """Path of the one list of many layers that differ in nothing but their weights and number.
+
+    Lists inside it, such as the experts of every layer, do not count.
+    """
+    found: list[str] = []
+    for path, module in model.named_modules():
+        many = type(module) is nn.ModuleList and len(module) >= LEAST
+        inside = any(path.startswith(f"{outer}.") for outer in found)
+        if many and not inside and _alike(list(module.children())):
+            found.append(path)
     return found[0] if len(found) == 1 else None
 
 

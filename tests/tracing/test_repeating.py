@@ -76,6 +76,15 @@ class Deep(nn.Module):
         return self.extra(x)
 
 
+class Experts(Layer):
+    def __init__(self, number: int) -> None:
+        super().__init__(number)
+        self.experts = nn.ModuleList(nn.Linear(6, 6) for _ in range(LEAST))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return x + torch.stack([expert(x) for expert in self.experts]).sum(0)
+
+
 class Looking(Layer):
     def forward(self, x: Tensor) -> Tensor:
         return x if self.layer_idx == 3 else super().forward(x)
@@ -122,6 +131,7 @@ def tied(model: nn.Module) -> nn.Module:
 
 MADE = {
     "plain": (Deep, True),
+    "lists inside the layers": (lambda: Deep(Experts), True),
     "two values from layer to layer": (Skipping, False),
     "a layer looks at its number": (lambda: Deep(Looking), False),
     "something between two layers": (Between, False),
