@@ -36,7 +36,7 @@ class Squares:
 
     def means(self) -> dict[int, Tensor]:
         """Parent that has the norm -> [features] float64, on the CPU."""
-        return {m: total.cpu() / self._rows[m] for m, total in self._sums.items()}
+        return {m: total.cpu() / max(self._rows[m], 1) for m, total in self._sums.items()}
 
     def state_dict(self) -> dict[str, Any]:
         """All there is to know, for :meth:`from_state_dict`."""

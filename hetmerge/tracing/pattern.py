@@ -99,7 +99,7 @@ class _Copy:
                 self._repeat_placeholders(block)
                 block = []
             if node.op == "placeholder":
-                self._add(node, node.name, pattern.specs[node.name])
+                self.outside[node] = self._placed(node, pattern.specs[node.name])
                 block += [node] if node in layer.placeholders else []
             elif pattern.layer_of[node] is None:
                 number = self.count - 1 if layer.nodes[-1] in self.outside else self.last
@@ -120,11 +120,12 @@ class _Copy:
             verifiers=source.verifiers,
         )
 
-    def _add(self, node: Node, name: str, spec: InputSpec) -> Node:
-        made = self.graph.placeholder(name)
+    def _placed(self, node: Node, spec: InputSpec) -> Node:
+        """A placeholder like this one, for another tensor."""
+        made = self.graph.placeholder(_name(spec))
         made.meta = dict(node.meta)
         self.specs.append(spec)
-        return self.outside.setdefault(node, made)
+        return made
 
     def _repeat_placeholders(self, block: Sequence[Node]) -> None:
         """Those of one kind for every further layer."""
@@ -137,11 +138,8 @@ class _Copy:
                     raise Unlike
                 within = str(spec.target)[len(f"{path}.{self.last}.") :]
                 target = f"{path}.{number}.{within}"
-                name = _placeholder(prefix, target)
-                made = self.graph.placeholder(name)
-                made.meta = dict(node.meta)
-                self.specs.append(replace(spec, arg=TensorArgument(name), target=target))
-                self.repeats.setdefault(number, {})[node] = made
+                own = replace(spec, arg=TensorArgument(_placeholder(prefix, target)), target=target)
+                self.repeats.setdefault(number, {})[node] = self._placed(node, own)
 
     def _repeat_nodes(self, nodes: Sequence[Node]) -> None:
         for number in range(self.last + 1, self.count):

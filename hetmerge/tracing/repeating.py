@@ -19,7 +19,7 @@ from torch import fx, nn
 from torch.export import ExportedProgram
 
 from hetmerge.tracing.between import repeats_between
-from hetmerge.tracing.pattern import Pattern, Unlike
+from hetmerge.tracing.pattern import Pattern
 
 LEAST = 7  # layers from which on repeating takes less than exporting all of them
 _PLAIN = (bool, int, float, str, type(None), torch.dtype, torch.device)
@@ -46,15 +46,11 @@ def export_repeated(
     try:
         if not repeats_between(model, path, shallower, inputs):
             return None
-        two, three = export(shallower(few)), export(shallower(more))
-    except Exception:  # whatever a network's own code raises for fewer layers than it expects
-        return None
-    try:
-        pattern = Pattern(two, path)
+        pattern, three = Pattern(export(shallower(few)), path), export(shallower(more))
         if describe(pattern.times(len(more), shallower(more))) != describe(three):
             return None
         return pattern.times(len(layers), model)
-    except Unlike:
+    except Exception:  # of a network that expects all of its layers, or whose layers do not repeat
         return None
 
 
