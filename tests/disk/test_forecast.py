@@ -19,7 +19,6 @@ tf = pytest.importorskip("transformers")
 @pytest.mark.parametrize(
     ("family", "options"),
     [
-        ("llama", {"match": "zip"}),
         ("llama", {"match": "zip", "width": {"model.layers.0.mlp.gate_proj": 0.5}}),
         ("heads", {"match": "zip", "width": 1.5}),
         ("llama", {"match": "pca", "importance": "weights"}),
