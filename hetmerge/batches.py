@@ -86,11 +86,11 @@ def samples(call: Call) -> int:
 
 def positions(call: Call) -> int:
     """What statistics count in a batch: tokens where the model takes tokens, samples elsewhere."""
-    grid = _grid(call)
+    grid = grid_of(call)
     return grid[0] * grid[1] if grid else samples(call)
 
 
-def _grid(call: Call) -> tuple[int, int] | None:
+def grid_of(call: Call) -> tuple[int, int] | None:
     """[batch, length] of a batch of tokens."""
     first = next((v for v in flat_inputs(*call) if isinstance(v, Tensor)), None)
     if first is None or first.dim() != 2 or first.is_floating_point():
@@ -111,7 +111,7 @@ def rows_for(call: Call, member: int | None) -> Tensor | None:
     """
     if isinstance(call, Joint):
         return call.rows[-1 if member is None else member]
-    mask, grid = call[1].get("attention_mask"), _grid(call)
+    mask, grid = call[1].get("attention_mask"), grid_of(call)
     if not isinstance(mask, Tensor) or grid is None or tuple(mask.shape) != grid:
         return None
     found = mask.reshape(-1).bool()
@@ -121,7 +121,7 @@ def rows_for(call: Call, member: int | None) -> Tensor | None:
 def comparable(value: Tensor, call: Call, member: int | None) -> Tensor:
     """The positions that count, [N, features]; values of another form than [batch, length, d] or
     [batch * length, d], and those of batches that are no tokens, as they are."""
-    rows, grid = rows_for(call, member), _grid(call)
+    rows, grid = rows_for(call, member), grid_of(call)
     if rows is None or grid is None:
         return value
     flat = value.dim() == 2 and len(value) == grid[0] * grid[1]

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.alignment import find_stages
-from hetmerge.batches import Call, Joint, call_for, rows_for
+from hetmerge.batches import Call, Joint, call_for, grid_of, rows_for
 from hetmerge.calibration import as_calls
 from hetmerge.devices import device_of
+from hetmerge.errors import InputError
 from hetmerge.lazy import Checkpoint
 from hetmerge.network import Network, release
 from hetmerge.progress import Progress
@@ -38,9 +39,12 @@ def without_massive(
         progress: show bars on standard error; None: only on a terminal.
 
     Raises:
+        InputError: a batch holds no tokens.
         CheckpointError: the file is damaged.
     """
     calls = as_calls(models, batches, "segment")
+    if any(grid_of(call) is None for call in calls):
+        raise InputError("exclude_massive: a batch holds no tokens; allowed: int64 [batch, length]")
     if known is not None and known.is_file():
         device = device_of(models)
         return _all_kept(calls, [[flag.to(device) for flag in own] for own in read_tree(known)])

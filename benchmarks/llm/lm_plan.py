@@ -30,10 +30,10 @@ SHAPES = {  # layers, hidden, MLP, heads
 TOKENS, LENGTH, BATCH = 65536, 512, 16
 
 
-def checkpoint(folder: Path, name: str) -> Path:
-    """A directory whose file of weights is a header, and a hole as long as they are."""
+def config_of(name: str) -> LlamaConfig:
+    """The configuration of a Llama of this size, whose weights are bfloat16."""
     layers, hidden, inner, heads = SHAPES[name]
-    config = LlamaConfig(
+    return LlamaConfig(
         vocab_size=128256,
         hidden_size=hidden,
         intermediate_size=inner,
@@ -43,7 +43,11 @@ def checkpoint(folder: Path, name: str) -> Path:
         architectures=["LlamaForCausalLM"],
         dtype="bfloat16",
     )
-    path = folder / name
+
+
+def checkpoint(folder: Path, name: str) -> Path:
+    """A directory whose file of weights is a header, and a hole as long as they are."""
+    path, config = folder / name, config_of(name)
     if not path.exists():
         path.mkdir()
         config.save_pretrained(path)

@@ -11,35 +11,22 @@ from collections.abc import Callable
 from unittest import mock
 
 import torch
+from lm_plan import SHAPES, config_of
 from rich.console import Console
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM
+from transformers import LlamaForCausalLM
 
 import hetmerge as hm
 from hetmerge.tracing import exporting
 from hetmerge.tracing.repeating import describe
 
 OUT = Console()
-SHAPES = {  # layers, hidden, MLP, heads
-    "3B": (28, 3072, 8192, 24),
-    "8B": (32, 4096, 14336, 32),
-    "70B": (80, 8192, 28672, 64),
-}
 INPUTS = {"input_ids": torch.zeros(16, 512, dtype=torch.int64)}
 
 
 def model_of(name: str) -> nn.Module:
-    layers, hidden, inner, heads = SHAPES[name]
-    config = LlamaConfig(
-        vocab_size=128256,
-        hidden_size=hidden,
-        intermediate_size=inner,
-        num_hidden_layers=layers,
-        num_attention_heads=heads,
-        num_key_value_heads=8,
-    )
     with torch.device("meta"):
-        return LlamaForCausalLM(config).eval()
+        return LlamaForCausalLM(config_of(name)).eval()
 
 
 def timed(work: Callable[[], hm.SpaceGraph]) -> tuple[hm.SpaceGraph, float]:

@@ -41,6 +41,13 @@ def test_without_massive_positions_all_count(parents):
     assert all(len(rows_for(joint, None)) == 96 for joint in found)
 
 
+def test_images_have_no_such_positions(parents, tmp_path):
+    _, folders, batches = parents("vit")
+    with pytest.raises(hm.InputError, match="exclude_massive: a batch holds no tokens"):
+        hm.merge_to(tmp_path / "out", folders, batches, progress=False, exclude_massive=True)
+    assert not [path for path in tmp_path.iterdir() if "out" in path.name]
+
+
 def test_a_stopped_merge_does_not_look_again(parents, tmp_path, monkeypatch):
     _, folders, batches = parents("llama")
     options = {"match": "permute", "refit": False, "progress": False, "exclude_massive": True}

@@ -120,7 +120,7 @@ class Counted(Deep):
 
 
 def loud(model: nn.Module) -> nn.Module:
-    model.get_submodule("layers.3").register_forward_hook(lambda _, __, x: 2 * x)
+    model.get_submodule("layers.3.linear").register_forward_hook(lambda _, __, x: 2 * x)
     return model
 
 
@@ -137,7 +137,7 @@ MADE = {
     "something between two layers": (Between, False),
     "all layers are collected": (Collecting, False),
     "the number of layers is known": (Counted, False),
-    "a hook on one layer": (lambda: loud(Deep()), False),
+    "a hook inside one layer": (lambda: loud(Deep()), False),
     "two layers share weights": (lambda: tied(Deep()), False),
 }
 
