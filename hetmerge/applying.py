@@ -191,7 +191,10 @@ class Prepared:
             model, blueprint = split(projector, made.network, cut, fitted, names), Blueprint()
             partitions = cut.merged(partitions)
         found = fitter.found if fitter else Refit()
-        report = make_report(plan, projector.setting, partitions, model, found, self.exact)
+        program = None if cut else made.network.graph.program
+        report = make_report(
+            plan, projector.setting, partitions, model, found, self.exact, program
+        )
         report.seconds["apply"] = time.perf_counter() - self.started
         return MergeResult(model, plan, report, blueprint)
 

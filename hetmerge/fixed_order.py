@@ -88,6 +88,8 @@ class Constants:
     def _computed(self, space: int) -> Iterator[Tensor]:
         for meeting in self._meetings.get(space, ()):
             (value,) = self._walker.value(meeting.constant)
+            if value.is_complex():
+                value = torch.stack([value.real, value.imag])
             value = value.double().cpu().movedim(meeting.dim, 0)
             owner = _features(meeting.expr, space)
             order = owner.argsort(stable=True)[int((owner < 0).sum()) :]
@@ -126,11 +128,16 @@ class FixedOrder:
         ]
         if not is_output(pins) and len({m for own in owned.values() for m in own}) > 1:
             paired = self._paired(space, owned, options)
-            if paired is not None:
+            if paired is not None and not (paired[1] and self._is_read(space)):
                 return paired[0], [_left_out(m, n, sizes) for m, n in paired[1].items()]
         return output_partition(
             spaces[space].name, pins, sizes, options.outputs, options.labels
         ), []
+
+    def _is_read(self, space: int) -> bool:
+        """A weight reads these features, so none of them can be left out: a stream, not queries."""
+        graph = self.setting.skeleton.graph
+        return any((o.tensor, o.dim) in graph.consumed for o in graph.spaces[space].where)
 
     @cached_property
     def _owners(self) -> dict[int, dict[int, dict[int, int]]]:

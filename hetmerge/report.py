@@ -7,12 +7,14 @@ from datetime import datetime, timezone
 from typing import TYPE_CHECKING, Any
 
 from torch import nn
+from torch.export import ExportedProgram
 
 from hetmerge.agreement import Agreement
 from hetmerge.flops import flops_of
 from hetmerge.partition import Partition
 from hetmerge.repeating import stands_at
 from hetmerge.setting import Setting
+from hetmerge.tracing import export
 
 if TYPE_CHECKING:
     from collections.abc import Mapping
@@ -102,16 +104,21 @@ def make_report(
     model: nn.Module,
     refit: Refit,
     exact: bool,
+    program: ExportedProgram | None = None,
 ) -> Report:
-    """Gather what is known after a merge."""
+    """Gather what is known after a merge.
+
+    Args:
+        program: what the merged model runs, where that is known.
+    """
     spaces = setting.skeleton.graph.spaces
     parents = range(len(setting.parents))
     agreements = {space.name: space.agreement for space in plan.spaces}
     return Report(
         parameters=[parent["parameters"] for parent in plan.parents],
         merged_parameters=sum(p.numel() for p in model.parameters()),
-        flops=[flops_of(p.model, setting.call, p.replaced) for p in setting.parents],
-        merged_flops=flops_of(model, setting.call),
+        flops=[flops_of(p.graph.program, setting.call, p.replaced) for p in setting.parents],
+        merged_flops=flops_of(program or export(model, *setting.call), setting.call),
         samples=plan.samples,
         weights=plan.weights,
         options=plan.options.to_dict(),

@@ -231,4 +231,5 @@ def read(place: Stored, rows: Tensor | None = None) -> Tensor:
     if rows is None and raw.nbytes != size:
         raise CheckpointError(f"{place.path}: became shorter while it was read")
     count = place.shape[:1] if rows is None else (len(rows),)
-    return torch.from_numpy(raw.reshape(-1)).view(place.dtype).reshape(*count, *place.shape[1:])
+    shape = (*count, *place.shape[1:])  # none for a number by itself
+    return torch.from_numpy(raw.reshape(-1)).view(place.dtype).reshape(shape)

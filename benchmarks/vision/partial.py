@@ -19,6 +19,7 @@ from torch import Tensor
 import hetmerge as hm
 from hetmerge.controls import Ensemble
 from hetmerge.flops import flops_of
+from hetmerge.tracing import export
 
 
 def lines(
@@ -28,7 +29,7 @@ def lines(
     models, batches = [parent.net for parent in parents], list(calibration.split(BATCH))
     outputs = "concat" if task.joint else "average"
     whole = sum(count(model) for model in models)
-    work = sum(flops_of(model, ((batches[0],), {})) for model in models)
+    work = sum(flops_of(export(model, batches[0]), ((batches[0],), {})) for model in models)
     yield "| match | width | up to | accuracy | halves | parameters | MFLOPs | seconds |"
     yield "|---|---|---|---|---|---|---|---|"
     for name, batch in (("ensemble", None), ("ensemble, scaled logits", batches)):

@@ -15,6 +15,7 @@ from torch.utils import _pytree as pytree
 from hetmerge.errors import TraceError
 from hetmerge.tracing.conventions import inference
 from hetmerge.tracing.operators import operator_name
+from hetmerge.tracing.portable import ANYWHERE
 from hetmerge.tracing.repeating import export_repeated
 
 
@@ -90,6 +91,8 @@ def export(
 def place_on(program: ExportedProgram, device: torch.device) -> None:
     """Make a program that was traced on the meta device create its values on `device`.
 
+    Operators that only some devices or types of numbers have become ones that all have.
+
     Raises:
         TraceError: it holds a constant whose value the meta device has not kept.
     """
@@ -106,6 +109,7 @@ def place_on(program: ExportedProgram, device: torch.device) -> None:
             lambda leaf: device if leaf == torch.device("meta") else leaf, (node.args, node.kwargs)
         )
         node.args, node.kwargs = args, kwargs
+        node.target = ANYWHERE.get(node.target, node.target)
 
 
 def _free_sizes(model: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -14,6 +14,7 @@ import hetmerge as hm
 from hetmerge.errors import CheckpointError, InputError, PlanError
 from hetmerge.flops import flops_of
 from hetmerge.page import render
+from hetmerge.tracing import export
 
 EXACT = 1e-8  # float64: a few hundred roundings of 1e-16, and refit's solves with condition 1e6
 
@@ -227,8 +228,8 @@ def test_trains_and_leaves_the_parents_alone(parents, images) -> None:
 def test_report_counts_the_work(result, parents, images) -> None:
     report, call = result.report, ((images[0],), {})
     layer = nn.Conv2d(3, 8, 3, padding=1, bias=False).double()
-    assert flops_of(layer, call) == 2 * 27 * 8 * 64
-    assert report.flops == [flops_of(p, call) for p in parents]
+    assert flops_of(export(layer, *call), call) == 2 * 27 * 8 * 64
+    assert report.flops == [flops_of(export(p, *call), call) for p in parents]
     assert max(report.flops) < report.merged_flops
     assert f"{report.merged_flops / 1e6:,.4g}" in render(report, result.plan)
     assert report.merged_parameters == sum(p.numel() for p in result.model.parameters())

@@ -7,7 +7,7 @@ import math
 import operator
 from collections.abc import Sequence
 
-from hetmerge.tracing.axes import Dim, Mismatch, extent, take
+from hetmerge.tracing.axes import Axis, Dim, Mismatch, extent, take
 from hetmerge.tracing.call import Call, free
 from hetmerge.tracing.operators import separable
 from hetmerge.tracing.rules.elementwise import broadcast
@@ -150,6 +150,19 @@ def repeat_interleave(call: Call) -> Val:
     )
     dims[call.get("dim") or 0] += free(count)
     return Val(tuple(dims))
+
+
+@rule("view_as_complex")
+def view_as_complex(call: Call) -> Val:
+    """Pairs of real and imaginary parts, the last dimension, become one entry."""
+    dims = call.val("self").dims
+    call.pin(dims[-1], "real and imaginary parts")
+    return Val(dims[:-1])
+
+
+@rule("view_as_real")
+def view_as_real(call: Call) -> Val:
+    return Val((*call.val("self").dims, (Axis(2, f"real and imaginary parts ({call.here})"),)))
 
 
 @rule("glu")
