@@ -192,9 +192,7 @@ class Prepared:
             partitions = cut.merged(partitions)
         found = fitter.found if fitter else Refit()
         program = None if cut else made.network.graph.program
-        report = make_report(
-            plan, projector.setting, partitions, model, found, self.exact, program
-        )
+        report = make_report(plan, projector.setting, partitions, model, found, self.exact, program)
         report.seconds["apply"] = time.perf_counter() - self.started
         return MergeResult(model, plan, report, blueprint)
 

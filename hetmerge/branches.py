@@ -6,13 +6,12 @@ from dataclasses import dataclass
 
 from torch.fx import Node
 
-from hetmerge.layers import NORMS, Layer, op_name, tensor_names
+from hetmerge.closing import PASS, Closing, Ends
+from hetmerge.layers import NORMS, op_name, tensor_names
 from hetmerge.network import Network
-from hetmerge.norms import scales_at
 from hetmerge.outline import Unit
 
-_PASS = {"dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy"}
-_IDEMPOTENT = {"relu", "relu6", "hardtanh"} | _PASS
+_IDEMPOTENT = {"relu", "relu6", "hardtanh"} | PASS
 _RESHAPES = {"view", "reshape", "_unsafe_view", "flatten"}
 _LINEAR = {
     "getitem",
@@ -26,7 +25,7 @@ _LINEAR = {
     "slice",
     "pad",
 }
-_LINEAR |= {*NORMS, *_PASS, "type_as", "constant_pad_nd"}
+_LINEAR |= {*NORMS, *PASS, "type_as", "constant_pad_nd"}
 
 
 @dataclass(frozen=True)
@@ -38,10 +37,11 @@ class Passage:
         layers: node names of the layers that produce the branch (residual), or of every layer of
             the unit, each replaced by the identity (plain).
         carriers: nodes whose features, for the absent parent, are those it carries past the unit.
-        scales: (tensor, offset) of learned scales behind the branch, `tensor + offset`, which stand
-            for its layers: behind a norm, what a layer's weights are multiplied by is lost.
+        scales: (tensor, offset) of learned tensors that stand for its layers, of which
+            `tensor + offset` is what the branch is multiplied by: scales behind a norm, where what
+            a layer's weights are multiplied by is lost, and the last matrices of experts.
         exact: the replacement computes the identity; false where a plain unit's activation is not
-            idempotent, or a norm stands in the stream.
+            idempotent, a norm stands in the stream, or nothing is known to make a branch zero.
     """
 
     residual: bool
@@ -58,23 +58,31 @@ def passage(network: Network, unit: Unit) -> Passage:
     names = tensor_names(network.graph.program)
     stream, branches = _stream([nodes[n] for n in inside], entry_of(inside, nodes, unit))
     layers = {layer.node: layer for layer in network.layers if layer.node in set(inside)}
+    closing = Closing(layers, inside, names, network.graph.tensors)
     if unit.output in stream and branches:
-        ends, scales = _branch_ends(branches, layers, set(inside), names)
         carriers = tuple(n for n in inside if n in stream)
         exact = not any(op_name(nodes[n]) == "layer_norm" for n in carriers)
-        return Passage(True, tuple(sorted(ends)), carriers, exact, tuple(sorted(scales)))
+        return _residual([closing.of(branch) for branch in branches], carriers, exact)
     if _added_to(nodes[unit.output], entry_of(inside, nodes, unit)):
-        ends, scales = _branch_ends([nodes[unit.output]], layers, set(inside), names)
-        return Passage(True, tuple(sorted(ends)), (), True, tuple(sorted(scales)))
+        return _residual([closing.of(nodes[unit.output])], (), True)
     exact = all(op_name(nodes[n]) in _IDEMPOTENT | _LINEAR or n in layers for n in inside)
     carriers = (*(layer.tail for layer in layers.values()), unit.output)
     return Passage(False, tuple(layers), carriers, exact)
 
 
+def _residual(branches: list[Ends | None], carriers: tuple[str, ...], exact: bool) -> Passage:
+    closed = [ends for ends in branches if ends is not None]
+    total = Ends()
+    for ends in closed:
+        total |= ends
+    exact = exact and len(closed) == len(branches)
+    return Passage(True, tuple(sorted(total.layers)), carriers, exact, tuple(sorted(total.tensors)))
+
+
 def _added_to(output: Node, entry: str) -> bool:
     """The unit is a whole branch: the code around it adds its output to its input."""
     users = list(output.users)
-    while len(users) == 1 and op_name(users[0]) in _PASS:
+    while len(users) == 1 and op_name(users[0]) in PASS:
         users = list(users[0].users)
     return bool(users) and all(
         op_name(user) == "add" and entry in {a.name for a in user.all_input_nodes} for user in users
@@ -116,21 +124,3 @@ def _carries(node: Node, operand: Node) -> bool:
         after, before = (n.meta.get("val") for n in (node, operand))
         return getattr(after, "shape", [0])[-1:] == getattr(before, "shape", [1])[-1:]
     return op_name(node) in _IDEMPOTENT
-
-
-def _branch_ends(
-    branches: list[Node], layers: dict[str, Layer], inside: set[str], names: dict[str, str]
-) -> tuple[set[str], set[tuple[str, float]]]:
-    """The last layers of branches, or the learned scales that stand behind them."""
-    ends: set[str] = set()
-    scales: set[tuple[str, float]] = set()
-    stack = list(branches)
-    while stack:
-        node = stack.pop()
-        if node.name in layers:
-            ends.add(node.name)
-        elif learned := set(scales_at(node, names)):
-            scales |= learned
-        elif node.name in inside and op_name(node) in _LINEAR:
-            stack.extend(node.all_input_nodes)
-    return ends, scales

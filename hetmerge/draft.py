@@ -11,7 +11,7 @@ from hetmerge.network import release
 from hetmerge.progress import Progress
 from hetmerge.projection import Projector
 from hetmerge.shard_writer import ShardWriter
-from hetmerge.weights import KEPT, State, read
+from hetmerge.weights import KEPT, State
 
 BLOCK = 1 << 23  # numbers of a tensor that are projected at a time
 
@@ -59,7 +59,7 @@ class Draft(State):
         if owner in self._kept:
             return self._kept[owner]
         if owner in self.writer.finished:
-            tensor = self._wide(read(self.writer.places[owner]))
+            tensor = self._wide(self.writer.places[owner].read())
         elif owner in self._source:
             made = self.projector.tensor(self._source[owner])
             tensor = self._wide(made.to(self.writer.like[owner].dtype))
@@ -94,7 +94,7 @@ class Draft(State):
         owner = self._owners[name]
         self.settle(owner)
         wanted, where = index.unique(return_inverse=True)
-        return self._wide(read(self.writer.places[owner], wanted))[where]
+        return self._wide(self.writer.places[owner].read(wanted))[where]
 
     def release(self) -> None:
         self._kept.clear()

@@ -52,7 +52,8 @@ def _shape(source: fx.Node) -> Any:
 
 
 def _work(node: fx.Node) -> int:
-    args, kwargs = fx.map_arg((node.args, node.kwargs), _shape)
+    given: Any = fx.map_arg((node.args, node.kwargs), _shape)
+    args, kwargs = given
     if operator_name(node) in GROUPED:
         rows, weight = args[:2]  # every row meets the matrix of one group
         return 2 * len(rows) * int(weight.shape[1]) * int(weight.shape[2])

@@ -291,10 +291,11 @@ def _identity(
         digest.update(_bytes(labels))
     for model in models:
         digest.update((model.folder / "config.json").read_bytes())
-        for name, place in sorted(model.state.stored.items()):
-            known = place.path.stat()
-            parts = (name, place.shape, place.dtype, place.start, known.st_size, known.st_mtime_ns)
-            digest.update(repr(parts).encode())
+        for name, stored in sorted(model.state.stored.items()):
+            for place in stored.pieces():
+                file = place.path.stat()
+                parts = (place.shape, place.dtype, place.start, file.st_size, file.st_mtime_ns)
+                digest.update(repr((name, *parts)).encode())
     for call in calls:
         own = (*call.parents, call) if isinstance(call, Joint) else (call,)
         for args, kwargs in own:

@@ -5,11 +5,14 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.export import ExportedProgram
+from torch.utils import _pytree as pytree
 
 from hetmerge.errors import PlanError
 from hetmerge.network import cast_parameters, state_of
@@ -273,10 +276,7 @@ def _program(
     if not _holds(base, choice, merged_shapes(setting, widths)):
         return None
     try:
-        with torch.device("meta"):
-            model = type(base)(with_fields(base, choice)).eval()
-        cast_parameters(model, setting.skeleton.state.dtype)
-        program = export(model, *setting.call)
+        program = _exported(setting, with_fields(base, choice))
     except Exception:  # as above
         return None
     nodes = {node.name: node for node in program.graph.nodes}
@@ -286,6 +286,21 @@ def _program(
         for name, exprs in setting.skeleton.graph.values.items()
     )
     return program if fits else None
+
+
+def _exported(setting: Setting, config: Config) -> ExportedProgram:
+    """What a model without weights runs where the skeleton was traced: on the meta device, or as
+    if on the device of its tensors, whose operators may lay values out in another way."""
+    skeleton = setting.skeleton
+    device = skeleton.state.device if skeleton.in_memory else torch.device("meta")
+    fake = FakeTensorMode(allow_non_fake_inputs=True) if skeleton.in_memory else nullcontext()
+    with fake, device:
+        model = type(skeleton.model)(config).eval()
+        cast_parameters(model, skeleton.state.dtype)
+    call = setting.call
+    if isinstance(fake, FakeTensorMode):
+        call = pytree.tree_map_only(Tensor, fake.from_tensor, call)
+    return export(model, *call)
 
 
 def with_fields(base: Any, choice: Mapping[str, Any]) -> Config:

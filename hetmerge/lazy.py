@@ -12,7 +12,8 @@ import torch
 from torch import Tensor, nn
 
 from hetmerge.errors import CheckpointError
-from hetmerge.pretrained import class_of, config_of
+from hetmerge.layouts import in_layout_of
+from hetmerge.pretrained import class_of, config_of, refuse_quantized
 from hetmerge.shards import Stored, stored_tensors
 from hetmerge.weights import OnDisk, tensors_of
 
@@ -54,6 +55,7 @@ def open_checkpoint(
         NeedsMemory: it can be merged, but not from disk.
     """
     folder = Path(folder)
+    refuse_quantized(folder)
     stored = stored_tensors(folder)
     module = empty_of(folder)
     if any(isinstance(part, nn.modules.batchnorm._BatchNorm) for part in module.modules()):
@@ -108,7 +110,7 @@ def _places(
     folder: Path, module: nn.Module, stored: Mapping[str, Stored], computed: set[str]
 ) -> dict[str, Stored]:
     """Where each tensor of the module lies; tied ones share a place."""
-    known = _renamed(folder, module, stored)
+    known = in_layout_of(module, stored, folder)
     found: dict[str, Stored] = {}
     owners: dict[int, Stored] = {}
     lost: list[tuple[str, Tensor]] = []
@@ -132,30 +134,4 @@ def _places(
                 f"{next(iter(stored), None)!r})"
             )
         found[name] = owners[id(tensor)]
-    return found
-
-
-def _renamed(folder: Path, module: Any, stored: Mapping[str, Stored]) -> dict[str, Stored]:
-    """The stored tensors under the names that this version of transformers gives them."""
-    try:
-        from transformers.conversion_mapping import get_model_conversion_mapping
-        from transformers.core_model_loading import WeightRenaming, rename_source_key
-    except ImportError:  # before transformers 5 names were what they are
-        return dict(stored)
-    known = module.state_dict()
-    steps = get_model_conversion_mapping(module)
-    renamings = [step for step in steps if isinstance(step, WeightRenaming)]
-    converters: list[Any] = [step for step in steps if not isinstance(step, WeightRenaming)]
-    found = {}
-    for name, place in stored.items():
-        new, pattern = rename_source_key(
-            name, renamings, converters, module.base_model_prefix, known
-        )
-        if pattern is not None and name not in known:
-            raise NeedsMemory(
-                f"{folder}: tensor {name!r} is in a layout that transformers converts when it "
-                "loads; load the model once with transformers and write it with save_pretrained("
-                "folder, save_original_format=False)"
-            )
-        found[name if name in known else new] = place
     return found

@@ -13,7 +13,6 @@ from hetmerge.files import replace_file
 from hetmerge.partition import Partition
 from hetmerge.shard_writer import bytes_of, header_of
 from hetmerge.shards import Stored, read_header
-from hetmerge.weights import read
 
 
 class StoredMaps(Mapping[int, Tensor]):
@@ -27,7 +26,7 @@ class StoredMaps(Mapping[int, Tensor]):
         self.places = dict(places)
 
     def __getitem__(self, parent: int) -> Tensor:
-        return read(self.places[parent])
+        return self.places[parent].read()
 
     def __contains__(self, parent: object) -> bool:
         return parent in self.places  # without reading it

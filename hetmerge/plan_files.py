@@ -20,7 +20,6 @@ from hetmerge.options import Options
 from hetmerge.planning import AlignmentPlan, PlannedSpace
 from hetmerge.shard_writer import bytes_of, header_of
 from hetmerge.shards import Stored, read_header
-from hetmerge.weights import read
 
 FORMAT = "hetmerge plan"
 VERSION = 4
@@ -125,7 +124,7 @@ def _maps(kind: str, space: int, parents: int, places: dict[str, Stored]) -> Sto
 def _restore(body: dict[str, Any], options: Options, places: dict[str, Stored]) -> AlignmentPlan:
     count = len(body["parents"])
     tensors = {
-        name: read(place)
+        name: place.read()
         for name, place in places.items()
         if not name.startswith(("readoff/", "writes/"))
     }
@@ -199,7 +198,7 @@ def _tensors(plan: AlignmentPlan) -> dict[str, Tensor | Stored]:
 
 
 def _bytes(found: Tensor | Stored) -> memoryview:
-    return bytes_of(read(found) if isinstance(found, Stored) else found)
+    return bytes_of(found.read() if isinstance(found, Stored) else found)
 
 
 def _blocks(path: Path) -> Iterator[bytes]:

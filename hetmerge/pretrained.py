@@ -84,6 +84,7 @@ def load_pretrained(path: Path, remote_code: bool = False) -> nn.Module:
         CheckpointError: pickled weights, shards missing or at odds with the index, a tensor
             missing, an unknown class, damaged files, or transformers missing.
     """
+    refuse_quantized(path)
     shards_of(path)
     config = config_of(path, remote_code)
     try:
@@ -100,6 +101,22 @@ def load_pretrained(path: Path, remote_code: bool = False) -> nn.Module:
         )
     assert isinstance(model, nn.Module)
     return model.eval()
+
+
+def refuse_quantized(path: Path) -> None:
+    """Refuse a directory whose weights are stored with scales beside them.
+
+    Raises:
+        CheckpointError: they are.
+    """
+    found = _read_json(path / CONFIG).get("quantization_config")
+    if found:
+        method = found.get("quant_method") if isinstance(found, dict) else None
+        raise CheckpointError(
+            f"{path}: its weights are quantized ({method or 'quantization_config'} in {CONFIG}), "
+            "which cannot be averaged; write them in full precision first: load the model with "
+            "transformers, model.dequantize(), model.save_pretrained(new_folder)"
+        )
 
 
 def load_tokenizer(path: Path, remote_code: bool = False) -> Any:

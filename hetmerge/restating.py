@@ -8,7 +8,7 @@ other class, tensors go by name, and both classes compute the same inputs at a s
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -19,7 +19,6 @@ from hetmerge.huggingface import is_pretrained
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.network import state_of
 from hetmerge.resizing import set_tensors
-from hetmerge.shards import Stored
 from hetmerge.weights import OnDisk
 
 # Layers that some families fuse: name -> the names of its rows' parts in others, in order.
@@ -229,7 +228,7 @@ def _as(model: nn.Module | Checkpoint, how: Restated) -> nn.Module | Checkpoint:
     if not isinstance(model, Checkpoint):
         return _stated(model, how)
     state, shapes = model.state, how.module.state_dict()
-    stored = {n: _part(state.stored[s[0]], s[1]) for n, s in how.tensors.items() if s}
+    stored = {n: state.stored[s[0]].part(s[1]) for n, s in how.tensors.items() if s}
     own = {n: torch.zeros(shapes[n].shape, dtype=state.dtype) for n in shapes if n not in stored}
     own |= {n: t for n, t in how.module.named_buffers() if n not in shapes}
     stated = OnDisk(stored, own, state.dtype, state.label, device=state.device)
@@ -247,13 +246,3 @@ def _stated(model: nn.Module, how: Restated) -> nn.Module:
         found: nn.Module = type(how.module)(how.config)
     set_tensors(found, tensors)
     return found.to(like.device, like.dtype).eval()
-
-
-def _part(place: Stored, rows: range) -> Stored:
-    size = (place.stop - place.start) // place.shape[0]
-    return replace(
-        place,
-        shape=(len(rows), *place.shape[1:]),
-        start=place.start + rows.start * size,
-        stop=place.start + rows.stop * size,
-    )

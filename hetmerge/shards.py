@@ -1,15 +1,17 @@
-"""Where the tensors of a checkpoint folder are, by headers and index alone; no weight is read."""
+"""Where the tensors of a checkpoint folder are, by headers and index alone."""
 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, replace
 from math import prod
 from pathlib import Path, PurePosixPath, PureWindowsPath
 from typing import Any
 
+import numpy as np
 import torch
+from torch import Tensor
 
 from hetmerge.errors import CheckpointError
 
@@ -54,6 +56,43 @@ class Stored:
     start: int
     stop: int
     twin: str = ""
+
+    def pieces(self) -> Iterator[Stored]:
+        """What it is read from."""
+        yield self
+
+    def part(self, rows: range) -> Stored:
+        """Consecutive rows as a tensor by itself."""
+        size = (self.stop - self.start) // self.shape[0]
+        return replace(
+            self,
+            shape=(len(rows), *self.shape[1:]),
+            start=self.start + rows.start * size,
+            stop=self.start + rows.stop * size,
+        )
+
+    def read(self, rows: Tensor | None = None) -> Tensor:
+        """The tensor, or some of its rows: int64 [n].
+
+        Copied, not mapped: what is mapped counts as memory of this process for as long as it is.
+
+        Raises:
+            CheckpointError: the file cannot be read, or has become shorter than it was.
+        """
+        size = self.stop - self.start
+        try:
+            if rows is None:
+                raw = np.fromfile(self.path, np.uint8, size, offset=self.start)
+            else:
+                lines = (self.shape[0], size // self.shape[0])
+                raw = np.memmap(self.path, np.uint8, "r", self.start, lines)[rows.cpu().numpy()]
+        except (OSError, ValueError) as error:  # a map longer than its file is a ValueError
+            raise CheckpointError(f"{self.path}: cannot be read ({error})") from error
+        if rows is None and raw.nbytes != size:
+            raise CheckpointError(f"{self.path}: became shorter while it was read")
+        count = self.shape[:1] if rows is None else (len(rows),)
+        shape = (*count, *self.shape[1:])  # none for a number by itself
+        return torch.from_numpy(raw.reshape(-1)).view(self.dtype).reshape(shape)
 
 
 def shards_of(folder: str | Path) -> dict[str, Path]:

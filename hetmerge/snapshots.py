@@ -14,7 +14,6 @@ from hetmerge.errors import CheckpointError
 from hetmerge.files import replace_file
 from hetmerge.shard_writer import bytes_of, header_of
 from hetmerge.shards import Stored, read_header
-from hetmerge.weights import read
 
 Tree = Any  # None, bool, int, float, str, Tensor; lists, tuples and dicts of trees
 Storages = dict[tuple[int, torch.dtype], tuple[int, Tensor]]  # address, type -> number, numbers
@@ -89,5 +88,5 @@ def _decoded(body: Any, places: dict[str, Stored], storages: dict[int, Tensor]) 
         return {key: value for key, value in pairs}
     index, offset, shape, stride, device = found
     if index not in storages:
-        storages[index] = read(places[str(index)]).to(device)
+        storages[index] = places[str(index)].read().to(device)
     return storages[index].as_strided(shape, stride, offset)

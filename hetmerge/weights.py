@@ -6,11 +6,10 @@ from abc import abstractmethod
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor, nn
 
-from hetmerge.errors import CheckpointError, InputError
+from hetmerge.errors import InputError
 from hetmerge.shards import Stored
 
 KEPT = 1 << 28  # bytes of a tensor above which it is read again rather than kept
@@ -125,7 +124,7 @@ class OnDisk(State):
         place = self.stored[name]
         if place in self._kept:
             return self._kept[place]
-        found = self._checked(name, self._cast(read(place)))
+        found = self._checked(name, self._cast(place.read()))
         if place in self._repeats:
             found = self._repeats[place].of(found)
         tensor = self._scaled(place, found)
@@ -163,7 +162,7 @@ class OnDisk(State):
         repeat = self._repeats.get(place)
         source = repeat.source(index, place.shape[0]) if repeat else index
         wanted, where = source.unique(return_inverse=True)
-        found = _finite(self._cast(read(place, wanted)), self.label, name)[where]
+        found = _finite(self._cast(place.read(wanted)), self.label, name)[where]
         rank = len(place.shape)
         for dim, factor in self._scales.get(place, ()):
             ones = [1] * (rank - 1 - dim)
@@ -209,27 +208,3 @@ def _finite(tensor: Tensor, label: str, name: str) -> Tensor:
     if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
         raise InputError(f"{label}: tensor {name!r} holds NaN or infinity; weights must be finite")
     return tensor
-
-
-def read(place: Stored, rows: Tensor | None = None) -> Tensor:
-    """A stored tensor, or some of its rows: int64 [n].
-
-    Copied, not mapped: what is mapped counts as memory of this process for as long as it is.
-
-    Raises:
-        CheckpointError: the file cannot be read, or has become shorter than it was.
-    """
-    size = place.stop - place.start
-    try:
-        if rows is None:
-            raw = np.fromfile(place.path, np.uint8, size, offset=place.start)
-        else:
-            lines = (place.shape[0], size // place.shape[0])
-            raw = np.memmap(place.path, np.uint8, "r", place.start, lines)[rows.cpu().numpy()]
-    except (OSError, ValueError) as error:  # a map longer than its file is a ValueError
-        raise CheckpointError(f"{place.path}: cannot be read ({error})") from error
-    if rows is None and raw.nbytes != size:
-        raise CheckpointError(f"{place.path}: became shorter while it was read")
-    count = place.shape[:1] if rows is None else (len(rows),)
-    shape = (*count, *place.shape[1:])  # none for a number by itself
-    return torch.from_numpy(raw.reshape(-1)).view(place.dtype).reshape(shape)

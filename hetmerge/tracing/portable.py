@@ -1,4 +1,4 @@
-"""Operators that a program has because it was traced without a device, for devices of every kind."""
+"""Operators of programs that were traced without a device, for devices of every kind."""
 
 from __future__ import annotations
 
@@ -31,7 +31,9 @@ def grouped_mm(
     Returns:
         [rows, out]; rows behind the last group are zero.
     """
-    assert offs is not None and bias is None and out_dtype is None
+    assert offs is not None
+    assert bias is None
+    assert out_dtype is None
     out = x.new_zeros(len(x), weight.shape[-1])
     start = 0
     for group, stop in enumerate(offs.tolist()):

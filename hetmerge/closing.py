@@ -1,0 +1,110 @@
+"""What has to be zero so that a whole branch is: its last layers, scales or experts."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from torch.fx import Node
+
+from hetmerge.layers import NORMS, Layer, op_name
+from hetmerge.norms import scales_at
+
+PASS = {"dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy"}
+# Linear in their first operand, whatever the others are.
+_FIRST = {
+    *("getitem", "div", "view", "reshape", "permute", "transpose", "slice", "pad", "index", "sum"),
+    *("constant_pad_nd", "unsqueeze", "squeeze", "expand", "split", "mean", "unbind", "select"),
+    *("split_with_sizes", "chunk", "flatten", "unflatten", "_unsafe_view", "type_as"),
+    *(PASS | set(NORMS)),
+}
+# Linear in all of their operands together; in `_WRITES` an index stands between them.
+_ALL = {"add", "sub", "cat", "stack"}
+_WRITES = {"index_add": (0, 3), "index_put": (0, 2), "scatter_add": (0, 3)}
+# Linear in each operand, so that one of zero is enough.
+_ONE = {"mul", "bmm", "matmul", "mm", "_grouped_mm", "grouped_mm", "grouped_mm_fallback"}
+_ZEROS = {"zeros", "zeros_like", "new_zeros"}
+
+
+@dataclass(frozen=True)
+class Ends:
+    """What is set to zero.
+
+    Attributes:
+        layers: node names of layers, each with its bias.
+        tensors: (tensor, offset) of others, which get the value -offset.
+    """
+
+    layers: frozenset[str] = frozenset()
+    tensors: frozenset[tuple[str, float]] = frozenset()
+
+    def __or__(self, other: Ends) -> Ends:
+        return Ends(self.layers | other.layers, self.tensors | other.tensors)
+
+
+class Closing:
+    """Finds the ends of values inside one unit.
+
+    Args:
+        layers: its layers by node name.
+        inside: names of its nodes.
+        names: placeholder -> tensor.
+        parameters: tensors that a merge makes, each read under one name.
+    """
+
+    def __init__(
+        self,
+        layers: Mapping[str, Layer],
+        inside: Iterable[str],
+        names: Mapping[str, str],
+        parameters: Iterable[str],
+    ) -> None:
+        self._layers, self._inside, self._names = layers, set(inside), names
+        self._parameters = set(parameters)
+        self._found: dict[str, Ends | None] = {}
+
+    def of(self, node: Node) -> Ends | None:
+        """What makes the value of a node zero; None where nothing is known to."""
+        if node.name not in self._found:
+            self._found[node.name] = self._ends(node)
+        return self._found[node.name]
+
+    def _ends(self, node: Node) -> Ends | None:
+        if node.name in self._layers:
+            return Ends(layers=frozenset({node.name}))
+        if node.op == "placeholder":
+            name = self._names.get(node.name)
+            own = name in self._parameters and len(node.users) == 1
+            return Ends(tensors=frozenset({(str(name), 0.0)})) if own else None
+        if node.name not in self._inside:
+            return None
+        if learned := frozenset(scales_at(node, self._names)):
+            return Ends(tensors=learned)
+        op = op_name(node)
+        if op in _ZEROS:
+            return Ends()
+        if op in _FIRST:
+            return self.of(node.all_input_nodes[0])
+        if op in _WRITES:
+            return self._all(node.args[i] for i in _WRITES[op])
+        if op in _ALL:
+            return self._all(node.all_input_nodes)
+        return self._one(node.all_input_nodes) if op in _ONE else None
+
+    def _all(self, operands: Iterable[object]) -> Ends | None:
+        total = Ends()
+        for operand in operands:
+            found = self.of(operand) if isinstance(operand, Node) else None
+            if found is None:
+                return None
+            total |= found
+        return total
+
+    def _one(self, operands: Iterable[Node]) -> Ends | None:
+        """Every operand that can be zero is: one alone would keep what the other parents' share of
+        it is multiplied by."""
+        total = None
+        for found in map(self.of, operands):
+            if found is not None:
+                total = found if total is None else total | found
+        return total
