@@ -24,7 +24,8 @@ class View:
 def views_of(network: Network) -> dict[int, list[View]]:
     """Space -> the views of it in what layers read (what a merge must preserve).
 
-    A space that no layer reads is seen wherever it is a whole dimension.
+    A space that no layer reads is seen wherever it is a whole dimension, but not inside experts:
+    a router sends other tokens to them in every network.
     """
     seen: dict[int, dict[View, None]] = {}
     values = network.graph.values
@@ -33,6 +34,8 @@ def views_of(network: Network) -> dict[int, list[View]]:
             _add(seen, layer.source, layer.feature_dim, values[layer.source])
     read = set(seen)
     for node, exprs in values.items():
+        if node in network.graph.routed:
+            continue
         for dim, expr in enumerate(exprs):
             if isinstance(expr, Leaf) and expr.space >= 0 and expr.space not in read:
                 seen.setdefault(expr.space, {})[View(node, dim, ())] = None

@@ -31,6 +31,7 @@ from hetmerge.tracing.rules.elementwise import NARY
 from hetmerge.uniform import alike
 from hetmerge.weights import OnDisk
 
+_ADDED = NARY | {"baddbmm"}  # operators that constants meet values in
 NEAR = 1e-2  # mean squared difference of constants that count as the same, of their mean square
 Met = dict[int, list[Tensor]]  # parent -> the constants that the features of a space meet
 Pairing = tuple[Partition, dict[int, int]]  # and per parent, how many features are left out
@@ -55,7 +56,7 @@ class Constants:
         self._meetings: dict[int, dict[_Meeting, None]] = {}
         names = tensor_names(network.graph.program)
         for node in network.graph.program.graph.nodes:
-            if node.name in network.graph.values and op_name(node) in NARY:
+            if node.name in network.graph.values and op_name(node) in _ADDED:
                 for constant in node.all_input_nodes:
                     if constant.name not in names and constant.name not in network.graph.values:
                         self._note(node, constant, network.graph.values[node.name])

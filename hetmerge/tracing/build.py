@@ -11,7 +11,7 @@ from torch import nn
 from torch.export import ExportedProgram
 
 from hetmerge.tracing.analysis import Analysis, analyse
-from hetmerge.tracing.axes import Axis, Plus, atoms, factors
+from hetmerge.tracing.axes import Axis, Plus, atoms, factors, find
 from hetmerge.tracing.exporting import example, export
 from hetmerge.tracing.expr import Concat, Expr, Leaf, Product, located
 from hetmerge.tracing.graph import SpaceGraph
@@ -69,6 +69,7 @@ class _Builder:
             dead=dead,
             values={name: self.exprs(value) for name, value in self.analysis.values.items()},
             consumed=consumed,
+            routed=frozenset(name for name, v in self.analysis.values.items() if _routed(v)),
             mixing=self._mixing(spaces),
             outputs=program.outputs,
             unknown=dict(facts.unknown),
@@ -144,6 +145,10 @@ class _Builder:
             and any(axis in free for i in mix.along for axis in atoms(mix.dims[i]))
         }
         return tuple(found)
+
+
+def _routed(value: Val) -> bool:
+    return any(find(axis).groups for dim in value.dims for axis in factors(dim))
 
 
 def _first_seen(values: Iterable[Val]) -> dict[Axis, int]:

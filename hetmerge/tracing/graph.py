@@ -34,6 +34,7 @@ class SpaceGraph:
     dead: tuple[str, ...]  # parameters that reach no output
     values: dict[str, tuple[Expr, ...]]  # graph node -> one expression per dimension
     consumed: frozenset[tuple[str, int]]  # (tensor, dim) contracted with an activation
+    routed: frozenset[str]  # nodes whose rows are tokens, sorted by the expert they were sent to
     mixing: tuple[str, ...]  # nodes that combine features of a free space without weights
     outputs: tuple[str, ...]  # nodes of the declared outputs
     unknown: dict[str, int]  # operators without a rule -> count
