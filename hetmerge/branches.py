@@ -10,8 +10,10 @@ from hetmerge.closing import PASS, Closing, Ends
 from hetmerge.layers import NORMS, op_name, tensor_names
 from hetmerge.network import Network
 from hetmerge.outline import Unit
+from hetmerge.tracing.expr import Leaf
 
 _IDEMPOTENT = {"relu", "relu6", "hardtanh"} | PASS
+_SCALES = {"mul", "div"}
 _RESHAPES = {"view", "reshape", "_unsafe_view", "flatten"}
 _LINEAR = {
     "getitem",
@@ -41,7 +43,8 @@ class Passage:
             `tensor + offset` is what the branch is multiplied by: scales behind a norm, where what
             a layer's weights are multiplied by is lost, and the last matrices of experts.
         exact: the replacement computes the identity; false where a plain unit's activation is not
-            idempotent, a norm stands in the stream, or nothing is known to make a branch zero.
+            idempotent, a norm or a number stands in the stream, or nothing is known to make a
+            branch zero.
     """
 
     residual: bool
@@ -61,12 +64,14 @@ def passage(network: Network, unit: Unit) -> Passage:
     closing = Closing(layers, inside, names, network.graph.tensors)
     if unit.output in stream and branches:
         carriers = tuple(n for n in inside if n in stream)
-        exact = not any(op_name(nodes[n]) == "layer_norm" for n in carriers)
+        exact = not any(_changes(nodes[n], names) for n in carriers)
         return _residual([closing.of(branch) for branch in branches], carriers, exact)
     if _added_to(nodes[unit.output], entry_of(inside, nodes, unit)):
         return _residual([closing.of(nodes[unit.output])], (), True)
     exact = all(op_name(nodes[n]) in _IDEMPOTENT | _LINEAR or n in layers for n in inside)
-    carriers = (*(layer.tail for layer in layers.values()), unit.output)
+    values = network.graph.values
+    whole = (x.tail for x in layers.values() if isinstance(values[x.tail][x.feature_dim], Leaf))
+    carriers = (*whole, unit.output)
     return Passage(False, tuple(layers), carriers, exact)
 
 
@@ -123,4 +128,13 @@ def _carries(node: Node, operand: Node) -> bool:
     if op_name(node) in _RESHAPES:  # [batch, length, d] and [batch * length, d] are one stream
         after, before = (n.meta.get("val") for n in (node, operand))
         return getattr(after, "shape", [0])[-1:] == getattr(before, "shape", [1])[-1:]
+    if op_name(node) in _SCALES:
+        return [op_name(user) for user in node.users] == ["add"]
     return op_name(node) in _IDEMPOTENT
+
+
+def _changes(node: Node, names: dict[str, str]) -> bool:
+    """The stream is another one behind this node, whatever is added to it; not where a learned
+    scale can be one instead."""
+    learned = any(a.name in names for a in node.all_input_nodes)
+    return op_name(node) == "layer_norm" or (op_name(node) in _SCALES and not learned)

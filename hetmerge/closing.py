@@ -11,17 +11,19 @@ from hetmerge.layers import NORMS, Layer, op_name
 from hetmerge.norms import scales_at
 
 PASS = {"dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy"}
-# Linear in their first operand, whatever the others are.
+# Zero where their first operand is, whatever the others are.
 _FIRST = {
     *("getitem", "div", "view", "reshape", "permute", "transpose", "slice", "pad", "index", "sum"),
     *("constant_pad_nd", "unsqueeze", "squeeze", "expand", "split", "mean", "unbind", "select"),
     *("split_with_sizes", "chunk", "flatten", "unflatten", "_unsafe_view", "type_as"),
+    *("relu", "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "leaky_relu", "mish"),
+    *("hardswish", "hardtanh", "square", "abs", "neg"),
     *(PASS | set(NORMS)),
 }
-# Linear in all of their operands together; in `_WRITES` an index stands between them.
+# Zero where all of their operands are; of `_WRITES` these positions, without the index.
 _ALL = {"add", "sub", "cat", "stack"}
 _WRITES = {"index_add": (0, 3), "index_put": (0, 2), "scatter_add": (0, 3)}
-# Linear in each operand, so that one of zero is enough.
+# Zero where one operand is.
 _ONE = {"mul", "bmm", "matmul", "mm", "_grouped_mm", "grouped_mm", "grouped_mm_fallback"}
 _ZEROS = {"zeros", "zeros_like", "new_zeros"}
 

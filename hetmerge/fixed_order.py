@@ -27,12 +27,17 @@ from hetmerge.outputs import is_output, output_partition
 from hetmerge.partition import Partition
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import Concat, Expr, Leaf, leaves, size
+from hetmerge.tracing.rules.contraction import EXPERTS
 from hetmerge.tracing.rules.elementwise import NARY
 from hetmerge.uniform import alike
 from hetmerge.weights import OnDisk
 
 _ADDED = NARY | {"baddbmm"}  # operators that constants meet values in
 NEAR = 1e-2  # mean squared difference of constants that count as the same, of their mean square
+BY_NUMBER = (
+    "experts are chosen by number: each meets those of its number in the other parents, as in "
+    "models of one lineage"
+)
 Met = dict[int, list[Tensor]]  # parent -> the constants that the features of a space meet
 Pairing = tuple[Partition, dict[int, int]]  # and per parent, how many features are left out
 
@@ -131,9 +136,9 @@ class FixedOrder:
             paired = self._paired(space, owned, options)
             if paired is not None and not (paired[1] and self._is_read(space)):
                 return paired[0], [_left_out(m, n, sizes) for m, n in paired[1].items()]
-        return output_partition(
-            spaces[space].name, pins, sizes, options.outputs, options.labels
-        ), []
+        found = output_partition(spaces[space].name, pins, sizes, options.outputs, options.labels)
+        experts = len(sizes) > 1 and any(pin.startswith(EXPERTS) for pin in pins)
+        return found, [BY_NUMBER] if experts else []
 
     def _is_read(self, space: int) -> bool:
         """A weight reads these features, so none of them can be left out: a stream, not queries."""

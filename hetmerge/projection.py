@@ -278,7 +278,7 @@ class Projector:
         layers = {x.node: x for x in setting.skeleton.layers if x.node in set(passage.layers)}
         additive = {t for x in layers.values() for t in (x.weight, x.bias, x.own_bias) if t}
         if passage.residual:
-            if name in self._stream_norms(passage):
+            if name in self._in_stream(passage):
                 return Share(parent, self._identity(name, parent, link, setting.skeleton))
             for scale, offset in passage.scales:
                 if name == scale:
@@ -289,12 +289,17 @@ class Projector:
             return Share(parent, None) if name in additive else None
         return Share(parent, self._identity(name, parent, link, setting.skeleton))
 
-    def _stream_norms(self, passage: Passage) -> set[str]:
-        """Tensors of norms that stand in the stream itself."""
+    def _in_stream(self, passage: Passage) -> set[str]:
+        """Tensors of norms and scales that stand in the stream itself."""
         skeleton = self.setting.skeleton
         nodes = [skeleton.nodes.nodes[name] for name in passage.carriers]
         known = tensor_names(skeleton.graph.program)
-        norms = [a for node in nodes if op_name(node) == "layer_norm" for a in node.all_input_nodes]
+        norms = [
+            a
+            for node in nodes
+            if op_name(node) in ("layer_norm", "mul")
+            for a in node.all_input_nodes
+        ]
         return {known[a.name] for a in norms if a.name in known}
 
     def _identity(self, name: str, parent: int, link: Correspondence, skeleton: Network) -> Tensor:

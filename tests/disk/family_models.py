@@ -61,7 +61,56 @@ GROUPED = {
     "olmo2": _grouped(tf.Olmo2Config, tf.Olmo2ForCausalLM),
     "starcoder2": _grouped(tf.Starcoder2Config, tf.Starcoder2ForCausalLM),
 }
+
+
+def _routed(config: Any, model: Any, **fixed: Any) -> Maker:
+    """Decoders with four experts, of which two see a token."""
+    return lambda layers, width, heads, groups: model(
+        config(
+            vocab_size=VOCABULARY,
+            hidden_size=width,
+            intermediate_size=2 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            num_key_value_heads=groups,
+            num_experts_per_tok=2,
+            max_position_embeddings=64,
+            pad_token_id=0,
+            bos_token_id=1,
+            eos_token_id=2,
+            **fixed,
+        )
+    )
+
+
+EXPERTS = {
+    # experts stored one by one
+    "mixtral": _routed(tf.MixtralConfig, tf.MixtralForCausalLM, head_dim=8, num_local_experts=4),
+    # experts with biases
+    "gpt-oss": _routed(tf.GptOssConfig, tf.GptOssForCausalLM, head_dim=8, num_local_experts=4),
+    # rotary embeddings as complex numbers, latent attention, a dense layer before others
+    "deepseek2": lambda layers, width, heads, _: _routed(
+        tf.DeepseekV2Config,
+        tf.DeepseekV2ForCausalLM,
+        head_dim=8,
+        n_routed_experts=4,
+        moe_intermediate_size=width,
+        kv_lora_rank=16,
+        q_lora_rank=16,
+        qk_rope_head_dim=8,
+        qk_nope_head_dim=8,
+        v_head_dim=8,
+        first_k_dense_replace=1,
+    )(layers, width, heads, heads),
+}
 OTHERS = {
+    # slopes of heads, those of four every second of eight
+    "bloom": _plain(
+        tf.BloomConfig,
+        tf.BloomForCausalLM,
+        {"layers": "n_layer", "heads": "n_head", "inner": ""},
+        vocab_size=VOCABULARY,
+    ),
     "gpt2": _plain(
         tf.GPT2Config,
         tf.GPT2LMHeadModel,

@@ -10,6 +10,8 @@ from hetmerge.tracing.rules.elementwise import broadcast
 from hetmerge.tracing.rules.table import rule
 from hetmerge.tracing.values import Origin, Val, is_weight
 
+EXPERTS = "experts are chosen by index"  # why an axis of experts is pinned
+
 
 @rule("linear")
 def linear(call: Call) -> Val:
@@ -171,7 +173,7 @@ def grouped_mm(call: Call) -> Val:
     rows, table = call.as_val(x).dims, call.as_val(weight).dims
     if grouping is None or len(rows) != 2 or len(table) != 3:
         raise Mismatch("only [tokens, in] x [experts, in, out] with offsets")
-    call.pin(table[0], "experts are chosen by index")
+    call.pin(table[0], EXPERTS)
     unite(rows[1], table[1])
     call.consume(weight, 1)
     unite(call.facts.routings.setdefault(grouping, table[0]), table[0])

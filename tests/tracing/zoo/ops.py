@@ -57,6 +57,13 @@ def drop_rows(net: Sandwich, x: Tensor) -> Tensor:
     return x + net.v[chosen].sum(-2)
 
 
+def rotated(net: Sandwich, x: Tensor) -> Tensor:
+    """Rotary embeddings as complex numbers: four heads of four pairs."""
+    turns = torch.polar(torch.ones(4), torch.linspace(0.1, 2.0, 4)).to(torch.complex128)
+    pairs = torch.view_as_complex(split(x).unflatten(-1, (4, 2)))
+    return torch.view_as_real(pairs * turns).flatten(-3)
+
+
 BODIES: dict[str, tuple[Body, int]] = {
     # order matters along a dimension
     "flip": (lambda s, x: x + x.flip(-1), 32),
@@ -96,6 +103,7 @@ BODIES: dict[str, tuple[Body, int]] = {
     "softmax_heads": (lambda s, x: split(x).softmax(-2).flatten(-2), 32),
     "norm_heads": (lambda s, x: (F.normalize(split(x), dim=-1) * s.n).flatten(-2), 32),
     "layer_norm_heads": (lambda s, x: F.layer_norm(split(x).mT, (4,)).mT.flatten(-2), 32),
+    "complex_rotary": (rotated, 32),
     "sum_heads": (lambda s, x: split(x).sum(-2), 8),
     "rms_norm": (lambda s, x: F.rms_norm(x, (32,), s.w[0]), 32),
     "group_norm": (lambda s, x: F.group_norm(x.transpose(1, 2), 4).transpose(1, 2), 32),
