@@ -13,6 +13,7 @@ from __future__ import annotations
 import argparse
 import logging
 import re
+import resource
 import subprocess
 import sys
 import tempfile
@@ -42,7 +43,7 @@ TASKS = {
     "masked": modeling_auto.MODEL_FOR_MASKED_LM_MAPPING_NAMES,
     "image": modeling_auto.MODEL_FOR_IMAGE_CLASSIFICATION_MAPPING_NAMES,
 }
-LONGEST = 240  # seconds for one family
+LONGEST, LARGEST = 240, 8 << 30  # seconds and bytes of address space for one family
 VOCABULARY = 40
 NEAR = 1e-4  # of the largest output: single precision, a few layers
 WIDE, DEEP = (2, 64, 8, 2), (3, 32, 4, 2)  # layers, width, heads, groups
@@ -232,6 +233,7 @@ def main() -> None:
     parser.add_argument("--one", help=argparse.SUPPRESS)
     chosen = parser.parse_args()
     if chosen.one:
+        resource.setrlimit(resource.RLIMIT_AS, (LARGEST, LARGEST))
         warnings.filterwarnings("ignore")
         logging.disable(logging.WARNING)
         keep(merge(chosen.task, chosen.one))
