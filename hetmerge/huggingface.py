@@ -275,6 +275,8 @@ def _program(
     base: Any = setting.skeleton.model
     if not _holds(base, choice, merged_shapes(setting, widths)):
         return None
+    if not choice:  # the base's own configuration
+        return setting.skeleton.graph.program
     try:
         program = _exported(setting, with_fields(base, choice))
     except Exception:  # as above

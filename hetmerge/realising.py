@@ -49,7 +49,12 @@ def realise(setting: Setting, projector: Projector) -> Realised:
         PlanError: the merged module computes something else than the skeleton.
     """
     model, blueprint = build(setting, projector.widths, projector.state())
-    merged = Network(model, setting.call, "merged model", fold=False)
+    graph = setting.skeleton.graph
+    same = all(
+        projector.widths.get(space.index, space.size) == space.size for space in graph.spaces
+    )
+    program = graph.program if same else None  # no size is another one than the skeleton's
+    merged = Network(model, setting.call, "merged model", fold=False, program=program)
     check_same(merged, projector)
     return Realised(merged, projector, blueprint)
 

@@ -10,6 +10,7 @@ from families import pretrained as hf
 from torch import nn
 
 import hetmerge as hm
+import hetmerge.network
 
 tf = pytest.importorskip("transformers")
 
@@ -276,3 +277,16 @@ def test_trials_are_made_as_the_merge_is() -> None:
         hm.plan(parents, hf.tokens(), architecture={"hidden_size": 64}, progress=False)
     partial = hm.plan(parents, hf.tokens(), stop_at=1, progress=False)
     assert list(partial.trials) == ["permute", "zip", "select"]
+
+
+@pytest.mark.parametrize("widths", [(32, 32), (32, 48)])
+def test_a_merge_of_the_bases_sizes_is_not_traced_again(monkeypatch, widths) -> None:
+    models = [hf.lively(hf.llama(3 - i, w, 4, 2), i) for i, w in enumerate(widths)]
+    plan = hm.plan(models, hf.tokens(), match="permute", progress=False)
+    traced, export = [], hetmerge.network.export
+    monkeypatch.setattr(
+        "hetmerge.network.export", lambda *a, **k: (traced.append(0), export(*a, **k))[1]
+    )
+    merged = hm.apply(plan, models, hf.tokens(), refit=False, progress=False).model
+    assert len(traced) == (2 if widths[0] == widths[1] else 3)  # the parents, and the merge
+    assert merged.config.hidden_size == widths[1]
