@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import nullcontext
 from typing import Any
 
 import torch
@@ -293,15 +292,14 @@ def _program(
 def _exported(setting: Setting, config: Config) -> ExportedProgram:
     """What a model without weights runs where the skeleton was traced: on the meta device, or as
     if on the device of its tensors, whose operators may lay values out in another way."""
-    skeleton = setting.skeleton
-    device = skeleton.state.device if skeleton.in_memory else torch.device("meta")
-    fake = FakeTensorMode(allow_non_fake_inputs=True) if skeleton.in_memory else nullcontext()
-    with fake, device:
+    skeleton, call = setting.skeleton, setting.call
+    with torch.device("meta"):
         model = type(skeleton.model)(config).eval()
-        cast_parameters(model, skeleton.state.dtype)
-    call = setting.call
-    if isinstance(fake, FakeTensorMode):
-        call = pytree.tree_map_only(Tensor, fake.from_tensor, call)
+    cast_parameters(model, skeleton.state.dtype)
+    if skeleton.in_memory:
+        with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+            model.to_empty(device=skeleton.state.device)
+        call = pytree.tree_map_only(Tensor, mode.from_tensor, call)
     return export(model, *call)
 
 

@@ -10,12 +10,15 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from hetmerge.errors import CheckpointError
 from hetmerge.layouts import in_layout_of
 from hetmerge.pretrained import class_of, config_of, refuse_quantized
 from hetmerge.shards import Stored, stored_tensors
 from hetmerge.weights import OnDisk, tensors_of
+
+LARGE = 1 << 30  # numbers of a parameter
 
 
 class NeedsMemory(CheckpointError):
@@ -101,9 +104,24 @@ def _parameters_on_meta() -> Iterator[None]:
 
     nn.Module.register_parameter = without_memory  # type: ignore[method-assign]
     try:
-        yield
+        with _LargeOnMeta():
+            yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
+
+
+class _LargeOnMeta(TorchFunctionMode):
+    """Tensors that no machine lends without touching them, such as all experts of a layer."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.empty and kwargs.get("device") is None:
+            found = func(*args, **{**kwargs, "device": "meta"})
+            if found.numel() >= LARGE:
+                return found
+        return func(*args, **kwargs)
 
 
 def _places(

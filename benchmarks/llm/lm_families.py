@@ -199,7 +199,7 @@ def merge(task: str, kind: str) -> Result:
             return outcome("failed", said="the merge with equal weights is not finite")
         return outcome("merged", difference, exact)
     except HetmergeError as error:
-        return outcome("refused", said=str(error).replace(str(folder), "."))
+        return outcome("refused", said=re.sub(r"/\S*/tmp\w+", "", str(error)))
     except Exception as error:
         return outcome("failed", said=f"{type(error).__name__}: {error}")
 

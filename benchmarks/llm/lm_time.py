@@ -25,13 +25,14 @@ from lm_memory import SHAPES, batches, most_resident, record, write
 from rich.console import Console
 
 import hetmerge as hm
-from hetmerge import calibration, draft, huggingface, network, weights
+from hetmerge import calibration, huggingface, network
 from hetmerge.execution import Walker
 from hetmerge.matching import Matcher
 from hetmerge.ops.moments import Moments
 from hetmerge.projection import Projector
 from hetmerge.refit import Fitter
 from hetmerge.shard_writer import ShardWriter
+from hetmerge.shards import Stored
 
 sys.path.insert(0, str(Path(__file__).parents[1]))
 import lines
@@ -39,7 +40,7 @@ import lines
 OUT = Console()
 RESULTS = Path(__file__).parents[1] / "results" / "llm-time.csv"
 STAGES: dict[str, list[tuple[Any, str]]] = {
-    "reading": [(weights, "read"), (draft, "read")],
+    "reading": [(Stored, "read")],
     "writing": [(ShardWriter, "__init__"), (ShardWriter, "write"), (ShardWriter, "finish")],
     "tracing": [(network, "spaces_of"), (network, "export"), (huggingface, "export")],
     "running": [(Walker, "make")],

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -34,7 +35,7 @@ def repeats_between(
         inputs: (args, kwargs) on the meta device.
     """
     layers = list(model.get_submodule(path).children())
-    with FakeTensorMode(allow_non_fake_inputs=True) as mode:
+    with FakeTensorMode(allow_non_fake_inputs=True) as mode, _exporting():
         args, kwargs = pytree.tree_map_only(Tensor, mode.from_tensor, inputs)
         found = list[Any]()
         looked = list[str]()
@@ -53,6 +54,20 @@ def repeats_between(
         steps == two[:start] + own * (count - 2) + two[start:]
         for steps, count in ((three, 3), (every, len(layers)))
     )
+
+
+@contextmanager
+def _exporting() -> Iterator[None]:
+    """Code that asks whether it is exported is told so, and takes the way that it takes then."""
+    flags = [f for f in ("_is_compiling_flag", "_is_exporting_flag") if hasattr(torch.compiler, f)]
+    before = {flag: getattr(torch.compiler, flag) for flag in flags}
+    try:
+        for flag in flags:
+            setattr(torch.compiler, flag, True)
+        yield
+    finally:
+        for flag, value in before.items():
+            setattr(torch.compiler, flag, value)
 
 
 def watched(layer: nn.Module, looked: list[str]) -> nn.Module:

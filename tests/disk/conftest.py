@@ -29,6 +29,12 @@ PAIRS = {
 INPUTS = {"vit": hf.images}
 
 
+@pytest.fixture(autouse=True)
+def _no_pictures(monkeypatch) -> None:
+    """Reports without their pictures, which other tests look at: a sixth of a small merge."""
+    monkeypatch.setattr("hetmerge.page.svg", lambda figure: "<svg/>")
+
+
 @pytest.fixture
 def parents(tmp_path: Path) -> Callable[[str], tuple[list, list[Path], list]]:
     """parents(family): modules, the folders they are saved in, batches."""

@@ -12,16 +12,16 @@ from hetmerge.sources import load_model
 CASES = [
     ("llama", {"match": "zip"}),
     ("llama", {"match": "select"}),
-    ("llama", {"match": "pca"}),
     ("llama", {"match": "permute", "refit": False}),
     ("heads", {"match": "zip"}),
-    ("gpt2", {"match": "zip", "ridge": "auto"}),
     ("depths of bert", {"match": "zip", "missing": "repeat"}),
-    ("llama", {"match": "pca", "width": 1.25, "head": "bayes"}),
+    ("llama", {"match": "pca", "width": 1.25, "head": "bayes", "ridge": "auto"}),
     ("vit", {"match": "zip", "refit": False}),
 ]
 # Where tensors are does not depend on these; what a real device computes may.
 MORE = [
+    ("llama", {"match": "pca"}),
+    ("gpt2", {"match": "zip", "ridge": "auto"}),
     ("bert", {"match": "select"}),
     ("llama", {"match": "zip", "width": 0.75, "weights": [1.0, 0.0]}),
     ("llama", {"match": "select", "width": "union", "head": "kl"}),

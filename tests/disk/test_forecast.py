@@ -6,12 +6,12 @@ import pytest
 import torch
 
 import hetmerge as hm
-from hetmerge import weights
 from hetmerge.batches import as_call
 from hetmerge.forecast import forecast
 from hetmerge.maps_cost import largest_map, maps_bytes, maps_flops
 from hetmerge.options import Options
 from hetmerge.planning import setting_of
+from hetmerge.shards import Stored
 
 tf = pytest.importorskip("transformers")
 
@@ -34,7 +34,7 @@ def test_a_forecast_is_what_the_merge_makes(parents, tmp_path, monkeypatch, fami
         raise AssertionError("a weight was read")
 
     with monkeypatch.context() as patch:
-        patch.setattr(weights, "read", none)
+        patch.setattr(Stored, "read", none)
         models = [hm.open_checkpoint(folder) for folder in folders]
         calls = [as_call({k: torch.zeros_like(v) for k, v in b.items()}) for b in batches]
         found = forecast(models, calls, Options.make(options))

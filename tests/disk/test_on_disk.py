@@ -10,9 +10,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 import hetmerge as hm
-from hetmerge import weights
 from hetmerge.folder_merge import unfinished
 from hetmerge.lazy import NeedsMemory
+from hetmerge.shards import Stored
+from hetmerge.weights import OnDisk
 
 tf = pytest.importorskip("transformers")
 
@@ -170,14 +171,14 @@ def test_one_process_at_a_time(parents, tmp_path):
 def test_what_is_kept_of_a_parent_is_little(parents, tmp_path, monkeypatch):
     models, folders, batches = parents("llama")
     most = 0
-    release = weights.OnDisk.release
+    release = OnDisk.release
 
     def measured(self):
         nonlocal most
         most = max(most, sum(t.numel() for t in self._kept.values()))
         release(self)
 
-    monkeypatch.setattr(weights.OnDisk, "release", measured)
+    monkeypatch.setattr(OnDisk, "release", measured)
     hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="zip")
     units = [sum(p.numel() for p in layer.parameters()) for m in models for layer in m.model.layers]
     tables = max(m.model.embed_tokens.weight.numel() for m in models)
@@ -186,9 +187,9 @@ def test_what_is_kept_of_a_parent_is_little(parents, tmp_path, monkeypatch):
 
 def test_every_weight_is_read_once_for_the_moments(parents, monkeypatch):
     _, folders, batches = parents("llama")
-    read, seen = weights.read, []
+    read, seen = Stored.read, []
     models = [hm.open_checkpoint(folder) for folder in folders]
-    monkeypatch.setattr(weights, "read", lambda place, *a: (seen.append(place), read(place, *a))[1])
+    monkeypatch.setattr(Stored, "read", lambda place, *a: (seen.append(place), read(place, *a))[1])
     hm.plan(models, batches, progress=False, match="permute")
     whole = [place for place in seen if place.shape[0] != 31]  # rows of tables are read apart
     assert max(map(whole.count, whole)) == len(batches) + 1  # CKA looks at each

@@ -8,8 +8,9 @@ import torch
 from safetensors.torch import save_file
 
 import hetmerge as hm
-from hetmerge import halfway, weights
+from hetmerge import halfway
 from hetmerge.folder_merge import HALFWAY, unfinished
+from hetmerge.shards import Stored
 from hetmerge.snapshots import read_tree, write_tree
 
 
@@ -84,8 +85,8 @@ def test_finished_layers_are_not_read_again(parents, tmp_path, monkeypatch, mort
     with pytest.raises(Killed):
         hm.merge_to(tmp_path / "out", folders, batches, progress=False, match="permute")
     seen = []
-    read = weights.read
-    monkeypatch.setattr(weights, "read", lambda place, *a: (seen.append(place), read(place, *a))[1])
+    read = Stored.read
+    monkeypatch.setattr(Stored, "read", lambda place, *a: (seen.append(place), read(place, *a))[1])
     checkpoints = [hm.open_checkpoint(folder) for folder in folders]
     mortal(100)
 

@@ -114,7 +114,7 @@ def test_what_configurations_say_differently_is_reported() -> None:
     assert plan.notes[1].endswith("the merged model has those of models[0]")
 
 
-@pytest.mark.parametrize(("tied", "match"), [(0, "zip"), (1, "zip"), (1, "select"), (0, "pca")])
+@pytest.mark.parametrize(("tied", "match"), [(1, "zip"), (0, "pca")])
 def test_tied_beside_untied(tmp_path, tied: int, match: str) -> None:
     """A parent and what it becomes with the other's weight 0, in memory and from disk."""
     parents = [

@@ -9,7 +9,7 @@ from safetensors.torch import load_file, save_file
 
 import hetmerge as hm
 from hetmerge import forecast as forecasting
-from hetmerge import trials, weights
+from hetmerge import trials
 from hetmerge.alignment import find_stages
 from hetmerge.batches import as_call
 from hetmerge.folder_merge import unfinished
@@ -17,6 +17,7 @@ from hetmerge.forecast import forecast
 from hetmerge.network import Network, outputs_of
 from hetmerge.options import Options
 from hetmerge.shard_writer import ShardWriter
+from hetmerge.shards import Stored
 
 pytest.importorskip("transformers")
 
@@ -155,7 +156,7 @@ def test_nothing_is_left_of_trials_that_cannot_be(parents, tmp_path):
 def test_a_forecast_counts_the_trials(parents, monkeypatch):
     _, folders, batches = parents("llama")
     models = [hm.open_checkpoint(folder) for folder in folders]
-    monkeypatch.setattr(weights, "read", lambda *_: pytest.fail("a weight was read"))
+    monkeypatch.setattr(Stored, "read", lambda *_: pytest.fail("a weight was read"))
     calls = [as_call(batch) for batch in batches]
     found = {m: forecast(models, calls, Options(match=m)) for m in ("auto", "zip", "pca")}
     assert found["auto"].parameters == found["zip"].parameters
@@ -169,8 +170,8 @@ def test_layers_are_read_once_for_all_that_is_judged(parents, monkeypatch):
     calls = [as_call(batch) for batch in batches]
     network = Network(hm.open_checkpoint(folder), calls[0], "parent", fold=False)
     seen = []
-    read = weights.read
-    monkeypatch.setattr(weights, "read", lambda place, *a: (seen.append(place), read(place, *a))[1])
+    read = Stored.read
+    monkeypatch.setattr(Stored, "read", lambda place, *a: (seen.append(place), read(place, *a))[1])
     for batch, (logits, *_) in zip(
         batches, outputs_of(network, find_stages([network])[0], calls), strict=True
     ):
