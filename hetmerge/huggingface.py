@@ -49,6 +49,14 @@ def is_pretrained(model: nn.Module) -> bool:
     return hasattr(model, "config") and hasattr(model, "save_pretrained")
 
 
+def said(config: Any, field: str) -> Any:
+    """What a configuration says; None where it says nothing, or something else of each layer."""
+    try:
+        return getattr(config, field, None)
+    except Exception:  # transformers has an error of its own for that
+        return None
+
+
 def rebuild(setting: Setting, widths: Mapping[int, int], state: Mapping[str, Tensor]) -> nn.Module:
     """A model of the base parent's class and adjusted configuration that holds these tensors.
 
@@ -162,10 +170,10 @@ def follows(name: str, value: Any) -> bool:
 def head_size(model: nn.Module) -> int | None:
     """Features of an attention head as a configuration gives it; None where it gives none."""
     config = _source(model)
-    given = getattr(config, HEAD_SIZE, None)
+    given = said(config, HEAD_SIZE)
     if isinstance(given, int):
         return given
-    width, heads = (getattr(config, n, None) for n in ("hidden_size", "num_attention_heads"))
+    width, heads = (said(config, n) for n in ("hidden_size", "num_attention_heads"))
     return width // heads if isinstance(width, int) and isinstance(heads, int) else None
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from hetmerge.huggingface import filled, is_pretrained, with_fields
+from hetmerge.huggingface import filled, is_pretrained, said, with_fields
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.network import state_of
 from hetmerge.weights import Repeat, tensors_of
@@ -62,7 +62,7 @@ def _counts(model: nn.Module | Checkpoint) -> tuple[int, int]:
     """Heads and groups of a transformers model that names both; else (0, 0)."""
     module: Any = model.module if isinstance(model, Checkpoint) else model
     config = module.config if isinstance(module, nn.Module) and is_pretrained(module) else None
-    heads, groups = getattr(config, HEADS, None), getattr(config, GROUPS, None)
+    heads, groups = said(config, HEADS), said(config, GROUPS)
     return (heads, groups) if isinstance(heads, int) and isinstance(groups, int) else (0, 0)
 
 

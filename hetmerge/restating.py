@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from hetmerge.errors import AlignmentError
-from hetmerge.huggingface import is_pretrained
+from hetmerge.huggingface import is_pretrained, said
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.network import state_of
 from hetmerge.resizing import set_tensors
@@ -204,7 +204,7 @@ def _fused(name: str, wanted: Mapping[str, tuple[int, ...]]) -> tuple[str, range
 def _small(config: Any) -> dict[str, Any]:
     """The configuration at another size, with a layer of every kind."""
     fields = {k: v for k, v in config.to_dict().items() if not k.endswith("token_id")}
-    fields |= {k: v for k, v in SMALL.items() if getattr(config, k, None) is not None}
+    fields |= {k: v for k, v in SMALL.items() if said(config, k) is not None}
     kinds = list(dict.fromkeys(fields.get("layer_types") or ()))
     if kinds:
         fields["num_hidden_layers"] = max(2, len(kinds))

@@ -11,6 +11,7 @@ from torch import nn
 
 import hetmerge as hm
 import hetmerge.network
+from hetmerge.huggingface import said
 
 tf = pytest.importorskip("transformers")
 
@@ -290,3 +291,14 @@ def test_a_merge_of_the_bases_sizes_is_not_traced_again(monkeypatch, widths) -> 
     merged = hm.apply(plan, models, hf.tokens(), refit=False, progress=False).model
     assert len(traced) == (2 if widths[0] == widths[1] else 3)  # the parents, and the merge
     assert merged.config.hidden_size == widths[1]
+
+
+def test_a_configuration_that_differs_from_layer_to_layer_says_nothing() -> None:
+    class Configuration:
+        one = 3
+
+        @property
+        def other(self) -> int:
+            raise RuntimeError("differs from layer to layer")
+
+    assert [said(Configuration(), name) for name in ("one", "other", "none")] == [3, None, None]
