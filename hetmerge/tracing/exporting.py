@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import fx, nn
 from torch.export import ExportedProgram
+from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hetmerge.errors import TraceError
@@ -62,10 +63,11 @@ def export(
     args, kwargs = example(args, kwargs)
     meta = any(p.device.type == "meta" for p in model.parameters())
     device: Any = torch.device("meta") if meta else contextlib.nullcontext()
+    numbers = _Numbers() if meta else contextlib.nullcontext()
     if meta:
         args, kwargs = pytree.tree_map(_to_meta, (args, kwargs))
     try:
-        with inference(model), device, warnings.catch_warnings():
+        with inference(model), device, numbers, warnings.catch_warnings():
             # recurrent layers re-list their weights while they are traced; torch restores the list
             warnings.filterwarnings(
                 "ignore", message=r"The tensor attributes? self\..*_flat_weights"
@@ -110,6 +112,25 @@ def place_on(program: ExportedProgram, device: torch.device) -> None:
         )
         node.args, node.kwargs = args, kwargs
         node.target = ANYWHERE.get(node.target, node.target)
+
+
+class _Numbers(TorchFunctionMode):
+    """Numbers, and lists of them as an index, keep their values on the meta device."""
+
+    def __torch_function__(
+        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and isinstance(args[0], (bool, int, float)):
+            kwargs = {**kwargs, "device": "cpu"}
+        if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
+            args = (args[0], tuple(_index(part) for part in args[1]))
+        return func(*args, **kwargs)
+
+
+def _index(part: Any) -> Any:
+    listed = isinstance(part, list) and all(type(i) is int for i in part)
+    return torch.tensor(part, dtype=torch.int64, device="cpu") if listed else part
 
 
 def _free_sizes(model: nn.Module, args: Any, kwargs: Any) -> Any:

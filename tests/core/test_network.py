@@ -14,6 +14,8 @@ from hetmerge.errors import InputError
 from hetmerge.execution import flat_inputs
 from hetmerge.layers import find_groups
 from hetmerge.network import Network
+from hetmerge.tracing import export
+from hetmerge.tracing.exporting import place_on
 
 
 @pytest.mark.parametrize("name", list(PAIRS))
@@ -125,3 +127,21 @@ def test_walker_runs_a_unit_again_only_while_it_is_held() -> None:
     assert torch.equal(walker.value(end)[0], wanted)
     with pytest.raises(RuntimeError, match="was freed before it was asked for"):
         walker.value(hidden.source)
+
+
+class Own(nn.Module):
+    """Numbers and positions that stand in the code of the model alone."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layer = nn.Linear(3, 4)
+
+    def forward(self, x):
+        return self.layer(x)[:, [2, 0]] * torch.tensor(0.5)
+
+
+def test_numbers_in_a_models_code_are_known_without_its_weights() -> None:
+    program = export(Own().to("meta"), torch.zeros(2, 3))
+    place_on(program, torch.device("cpu"))
+    found = sorted(program.constants.values(), key=lambda constant: constant.dim())
+    assert [constant.tolist() for constant in found] == [0.5, [2, 0]]
