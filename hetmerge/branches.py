@@ -64,7 +64,8 @@ def passage(network: Network, unit: Unit) -> Passage:
     closing = Closing(layers, inside, names, network.graph.tensors)
     if unit.output in stream and branches:
         carriers = tuple(n for n in inside if n in stream)
-        exact = not any(_changes(nodes[n], names) for n in carriers)
+        learned = {n for n, tensor in names.items() if tensor in network.graph.tensors}
+        exact = not any(_changes(nodes[n], learned) for n in carriers)
         return _residual([closing.of(branch) for branch in branches], carriers, exact)
     if _added_to(nodes[unit.output], entry_of(inside, nodes, unit)):
         return _residual([closing.of(nodes[unit.output])], (), True)
@@ -133,8 +134,8 @@ def _carries(node: Node, operand: Node) -> bool:
     return op_name(node) in _IDEMPOTENT
 
 
-def _changes(node: Node, names: dict[str, str]) -> bool:
+def _changes(node: Node, learned: set[str]) -> bool:
     """The stream is another one behind this node, whatever is added to it; not where a learned
     scale can be one instead."""
-    learned = any(a.name in names for a in node.all_input_nodes)
-    return op_name(node) == "layer_norm" or (op_name(node) in _SCALES and not learned)
+    scale = any(a.name in learned for a in node.all_input_nodes)
+    return op_name(node) == "layer_norm" or (op_name(node) in _SCALES and not scale)

@@ -25,6 +25,7 @@ _ALL = {"add", "sub", "cat", "stack"}
 _WRITES = {"index_add": (0, 3), "index_put": (0, 2), "scatter_add": (0, 3)}
 # Zero where one operand is.
 _ONE = {"mul", "bmm", "matmul", "mm", "_grouped_mm", "grouped_mm", "grouped_mm_fallback"}
+_CONSTANT = {"add", "sub", "pad", "constant_pad_nd"}  # a number may stand in an operand's place
 _ZEROS = {"zeros", "zeros_like", "new_zeros"}
 
 
@@ -85,6 +86,8 @@ class Closing:
         op = op_name(node)
         if op in _ZEROS:
             return Ends()
+        if op in _CONSTANT and any(isinstance(a, (int, float)) and a != 0 for a in node.args[1:]):
+            return None
         if op in _FIRST:
             return self.of(node.all_input_nodes[0])
         if op in _WRITES:

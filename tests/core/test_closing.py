@@ -33,6 +33,8 @@ class Unit(nn.Module):
         if self.kind == "experts":
             each = torch.bmm(y.expand(3, *y.shape), self.experts) + self.biases[:, None]
             return x + (self.first(y)[:, :3].softmax(-1).T[..., None] * each).sum(0)
+        if self.kind == "constant":
+            return x + (self.first(y) + 0.5)
         if self.kind == "scaled":
             return self.scale * x + self.first(y)
         if self.kind == "shrunk":
@@ -51,7 +53,7 @@ class Net(nn.Module):
         return self.head(self.units(self.stem(x)))
 
 
-KINDS = ("activation", "gated", "two", "experts", "scaled", "shrunk", "open")
+KINDS = ("activation", "gated", "two", "experts", "scaled", "shrunk", "constant", "open")
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -67,5 +69,5 @@ def test_an_absent_unit_is_passed_exactly_or_said_not_to_be(kind) -> None:
         found, wanted = (model(batches[0]) for model in (result.model, parents[0]))
     apart = float((found - wanted).abs().max())
     said = any("not exact" in note for note in result.plan.notes)
-    assert said == (kind in ("shrunk", "open"))
+    assert said == (kind in ("shrunk", "constant", "open"))
     assert said == (apart > 1e-8)
