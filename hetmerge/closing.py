@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch.fx import Node
 
@@ -16,10 +16,10 @@ _FIRST = {
     *("getitem", "div", "view", "reshape", "permute", "transpose", "slice", "pad", "index", "sum"),
     *("constant_pad_nd", "unsqueeze", "squeeze", "expand", "split", "mean", "unbind", "select"),
     *("split_with_sizes", "chunk", "flatten", "unflatten", "_unsafe_view", "type_as"),
-    *("relu", "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "leaky_relu", "mish"),
-    *("hardswish", "hardtanh", "square", "abs", "neg"),
-    *(PASS | set(NORMS)),
+    *("neg", *PASS, *NORMS),
 }
+_BENDS = {"relu", "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "leaky_relu", "mish"}
+_BENDS |= {"hardswish", "hardtanh", "square", "abs"}
 # Zero where all of their operands are; of `_WRITES` these positions, without the index.
 _ALL = {"add", "sub", "cat", "stack"}
 _WRITES = {"index_add": (0, 3), "index_put": (0, 2), "scatter_add": (0, 3)}
@@ -36,13 +36,21 @@ class Ends:
     Attributes:
         layers: node names of layers, each with its bias.
         tensors: (tensor, offset) of others, which get the value -offset.
+        way: (activations, products) between them and the branch's end: behind an activation, a
+            share of them is no share of the branch.
     """
 
     layers: frozenset[str] = frozenset()
     tensors: frozenset[tuple[str, float]] = frozenset()
+    way: tuple[int, int] = (0, 0)
 
     def __or__(self, other: Ends) -> Ends:
-        return Ends(self.layers | other.layers, self.tensors | other.tensors)
+        way = max(self.way, other.way)
+        return Ends(self.layers | other.layers, self.tensors | other.tensors, way)
+
+    def behind(self, activations: int, products: int) -> Ends:
+        """The same, further from the end."""
+        return replace(self, way=(self.way[0] + activations, self.way[1] + products))
 
 
 class Closing:
@@ -90,6 +98,9 @@ class Closing:
             return None
         if op in _FIRST:
             return self.of(node.all_input_nodes[0])
+        if op in _BENDS:
+            found = self.of(node.all_input_nodes[0])
+            return found.behind(1, 0) if found else None
         if op in _WRITES:
             return self._all(node.args[i] for i in _WRITES[op])
         if op in _ALL:
@@ -106,10 +117,7 @@ class Closing:
         return total
 
     def _one(self, operands: Iterable[Node]) -> Ends | None:
-        """Every operand that can be zero is: one alone would keep what the other parents' share of
-        it is multiplied by."""
-        total = None
-        for found in map(self.of, operands):
-            if found is not None:
-                total = found if total is None else total | found
-        return total
+        """One of them, so that an absent parent's weight counts once: the nearest."""
+        found = [ends for ends in map(self.of, operands) if ends is not None]
+        nearest = min(found, key=lambda ends: ends.way, default=None)
+        return nearest.behind(0, 1) if nearest else None

@@ -61,13 +61,22 @@ class Draft(State):
         if owner in self.writer.finished:
             tensor = self._wide(self.writer.places[owner].read())
         elif owner in self._source:
-            made = self.projector.tensor(self._source[owner])
-            tensor = self._wide(made.to(self.writer.like[owner].dtype))
+            tensor = self._projected(owner)
         else:
             tensor = self._wide(self._unused[owner])
         if tensor.numel() * tensor.element_size() <= KEPT:
             self._kept[owner] = tensor
         return tensor
+
+    def _projected(self, owner: str) -> Tensor:
+        """A large tensor in blocks: its parents' are not in memory as a whole then."""
+        like, source = self.writer.like[owner], self._source[owner]
+        if like.numel() * self.dtype.itemsize <= KEPT:
+            return self._wide(self.projector.tensor(source).to(like.dtype))
+        found = torch.empty(like.shape, dtype=self.dtype, device=self.device)
+        for block, part in self.projector.in_blocks(source, BLOCK):
+            found[block.start : block.stop] = self._wide(part.to(like.dtype))
+        return found
 
     def __iter__(self) -> Iterator[str]:
         return iter({**self._owners, **self._buffers})

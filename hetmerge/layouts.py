@@ -99,13 +99,19 @@ class Fused(Stored):
             CheckpointError: as :meth:`Stored.read`.
         """
         assert self.layout
-        chosen = rows.tolist() if rows is not None and self.layout.by_rows else None
-        parts = {
-            pattern: [p.read() for p in (places if chosen is None else [places[i] for i in chosen])]
-            for pattern, places in self.parts
-        }
-        made = self.layout.made(parts)[self.name]
-        return made if rows is None or chosen is not None else made[rows.cpu()]
+        if not self.layout.by_rows:
+            made = self._made(self.parts)
+            return made if rows is None else made[rows.cpu()]
+        wanted = range(self.shape[0]) if rows is None else rows.tolist()
+        found = torch.empty(len(wanted), *self.shape[1:], dtype=self.dtype)
+        for place, row in enumerate(wanted):  # one at a time: no second copy of all
+            found[place] = self._made(tuple((p, (own[row],)) for p, own in self.parts))[0]
+        return found
+
+    def _made(self, parts: Parts) -> Tensor:
+        assert self.layout
+        read = {pattern: [place.read() for place in places] for pattern, places in parts}
+        return self.layout.made(read)[self.name]
 
 
 def in_layout_of(

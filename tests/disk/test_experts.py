@@ -9,9 +9,15 @@ from families import pretrained as hf
 from safetensors.torch import load_file, save_file
 
 import hetmerge as hm
+from hetmerge import draft
+from hetmerge.alignment import find_stages
+from hetmerge.batches import as_call
+from hetmerge.branches import passage
 from hetmerge.errors import CheckpointError
 from hetmerge.fixed_order import BY_NUMBER
+from hetmerge.network import Network
 from hetmerge.pretrained import load_pretrained
+from hetmerge.projection import Projector
 from hetmerge.shards import Stored
 
 WEIGHTS = "model.safetensors"
@@ -91,3 +97,31 @@ def test_a_merge_in_memory_says_how_experts_meet() -> None:
     with torch.no_grad():
         found, wanted = (model(**batches[0])[0] for model in (result.model, parents[0]))
     assert float((found - wanted).abs().max()) < 2e-5 * float(wanted.abs().max())
+
+
+def test_an_absent_branch_of_experts_is_zero_in_their_last_matrices_alone(mixtral) -> None:
+    network = Network(mixtral[0], as_call(models.inputs("mixtral")[0]))
+    ((stage,),) = find_stages([network])
+    found = passage(network, stage.units[1])
+    assert found.exact
+    assert found.scales == (("model.layers.1.mlp.experts.down_proj", 0.0),)
+    ends = [layer.weight for layer in network.layers if layer.node in found.layers]
+    assert ends == ["model.layers.1.self_attn.o_proj.weight"]
+
+
+def test_large_tensors_are_made_in_blocks(tmp_path, monkeypatch) -> None:
+    """Of the numbers that a whole tensor has."""
+    for i, shape in enumerate(((2, 32, 4, 2), (3, 48, 6, 2))):
+        hf.lively(models.EXPERTS["mixtral"](*shape), i).float().save_pretrained(tmp_path / str(i))
+    parents, batches = [tmp_path / "0", tmp_path / "1"], models.inputs("mixtral")[:1]
+    blocks, in_blocks = [], Projector.in_blocks
+    for name in ("whole", "blocks"):
+        hm.merge_to(tmp_path / name, parents, batches, match="permute", progress=False)
+        monkeypatch.setattr(draft, "KEPT", 0)
+        monkeypatch.setattr(draft, "BLOCK", 1 << 10)
+        monkeypatch.setattr(Projector, "in_blocks", lambda *a: (blocks.append(0), in_blocks(*a))[1])
+    assert blocks
+    whole, apart = (load_file(tmp_path / name / WEIGHTS) for name in ("whole", "blocks"))
+    assert whole.keys() == apart.keys()
+    for name, tensor in whole.items():
+        assert torch.equal(apart[name], tensor), name
