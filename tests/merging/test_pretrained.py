@@ -11,6 +11,7 @@ from torch import nn
 
 import hetmerge as hm
 import hetmerge.network
+from hetmerge.errors import PlanError
 from hetmerge.huggingface import said
 
 tf = pytest.importorskip("transformers")
@@ -302,3 +303,14 @@ def test_a_configuration_that_differs_from_layer_to_layer_says_nothing() -> None
             raise RuntimeError("differs from layer to layer")
 
     assert [said(Configuration(), name) for name in ("one", "other", "none")] == [3, None, None]
+
+
+def test_positions_in_a_stream_of_another_width_are_refused() -> None:
+    """Sinusoids of a narrower stream are not among those of a wider one, and layers read them."""
+    sizes = {"vocab_size": 31, "num_layers": 1, "attention_heads": 2, "max_position_embeddings": 32}
+    parents = [
+        tf.XGLMForCausalLM(tf.XGLMConfig(d_model=width, ffn_dim=32, **sizes)) for width in (16, 24)
+    ]
+    with pytest.raises(PlanError, match="must keep its order") as caught:
+        hm.plan(parents, hf.tokens(), match="zip", progress=False)
+    assert "models[0]: 16, models[1]: 24" in str(caught.value)

@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "disk"))
 import family_models as models  # noqa: E402
 
 DEPTH = LEAST + 1
-FAMILIES = {**models.GROUPED, **models.OTHERS}
+FAMILIES = {**models.GROUPED, **models.EXPERTS, **models.OTHERS}
 
 
 @pytest.fixture
@@ -40,7 +40,7 @@ def both(monkeypatch: pytest.MonkeyPatch) -> Callable[[nn.Module, dict], tuple]:
     return programs
 
 
-@pytest.mark.parametrize("family", ["llama", "starcoder2", "gpt2", "bert", "vit", "clip"])
+@pytest.mark.parametrize("family", ["llama", "mixtral", "gpt2", "bert", "vit", "clip"])
 def test_the_same_program(both, family: str) -> None:
     with torch.device("meta"):
         model = FAMILIES[family](DEPTH, 32, 4, 4).eval()
