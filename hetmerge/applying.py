@@ -17,6 +17,7 @@ from hetmerge.cost import Cost, estimate
 from hetmerge.cutting import Cut, find_cut
 from hetmerge.draft import Draft
 from hetmerge.errors import InputError
+from hetmerge.numerals import number_notes
 from hetmerge.on_disk import Place, realise_on_disk
 from hetmerge.partition import Partition
 from hetmerge.planning import AlignmentPlan, batches_for, setting_of
@@ -193,6 +194,7 @@ class Prepared:
         found = fitter.found if fitter else Refit()
         program = None if cut else made.network.graph.program
         report = make_report(plan, projector.setting, partitions, model, found, self.exact, program)
+        report.notes += number_notes(projector.setting, made.network)
         report.seconds["apply"] = time.perf_counter() - self.started
         return MergeResult(model, plan, report, blueprint)
 
