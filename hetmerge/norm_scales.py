@@ -39,7 +39,7 @@ def norm_scales(
     found: dict[str, list[float]] = {}
     for norm in uneven_norms(setting):
         expr = source_expr(setting, norm)
-        if norm.source not in squares or not _divided(expr, partitions):
+        if not norm.carriers or norm.source not in squares or not _divided(expr, partitions):
             continue
         labels = _labels(expr, partitions, len(setting.parents))
         gains = _gains(labels, squares[norm.source].means(), weights, norm.mean)

@@ -208,7 +208,8 @@ def merge(task: str, kind: str) -> Result:
     except HetmergeError as error:
         return outcome("refused", said=re.sub(r"/\S*/tmp\w+", "", str(error)))
     except Exception as error:
-        return outcome("failed", said=f"{type(error).__name__}: {error}")
+        what = "not made" if "allocate memory" in str(error) else "failed"  # more than LARGEST
+        return outcome(what, said=f"{type(error).__name__}: {error}")
 
 
 def apart(task: str, kind: str) -> Result:
