@@ -238,8 +238,8 @@ What became of every family of transformers {version} that has a class for a tas
 members, one of {wide[0]} layers, width {wide[1]} and {wide[2]} heads, one of {deep[0]} layers,
 width {deep[1]} and {deep[2]} heads, written and merged from disk. A family counts as merged if the
 spaces of a member are proven by permuting them, the merge with all weight on the wider parent gives
-its outputs ({near:g} of the largest, single precision) unless it is told that it is not exact, and a
-merge with equal weights, zip and refit is loaded and finite. That says nothing about how good
+its outputs ({near:g} of the largest, single precision) unless it is told that it is not exact, and
+a merge with equal weights, zip and refit is loaded and finite. That says nothing about how good
 merges of trained members are.
 
 `python benchmarks/llm/lm_families.py --task TASK`, then `--page docs/families.md`; lines in
