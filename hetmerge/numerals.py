@@ -18,6 +18,7 @@ from hetmerge.tracing.operators import MOVES
 from hetmerge.tracing.rules.elementwise import NARY
 
 _TO_SCORES = MOVES | {"mul", "div", "add", "sub", "view", "reshape", "to", "_to_copy"}
+_COMPUTED = NARY | {"topk"}
 _SOFTMAX = {"softmax", "_softmax", "scaled_dot_product_attention"}
 
 
@@ -55,7 +56,7 @@ def _differences(
 
 def _numbers(node: Node) -> list[float]:
     """What stands in an operation's arguments; whole numbers only where they are computed with."""
-    kinds = (int, float) if op_name(node) in NARY else (float,)
+    kinds = (int, float) if op_name(node) in _COMPUTED else (float,)
     given = (*node.args, *node.kwargs.values())
     return [float(a) for a in given if isinstance(a, kinds) and not isinstance(a, bool)]
 

@@ -11,7 +11,7 @@ VOCABULARY = 40
 Maker = Callable[[int, int, int, int], nn.Module]
 
 
-def _grouped(config: Any, model: Any) -> Maker:
+def _grouped(config: Any, model: Any, **fixed: Any) -> Maker:
     """Decoders with rotary embeddings and grouped-query attention."""
     return lambda layers, width, heads, groups: model(
         config(
@@ -26,6 +26,7 @@ def _grouped(config: Any, model: Any) -> Maker:
             pad_token_id=0,
             bos_token_id=1,
             eos_token_id=2,
+            **fixed,
         )
     )
 
@@ -63,36 +64,18 @@ GROUPED = {
 }
 
 
-def _routed(config: Any, model: Any, **fixed: Any) -> Maker:
-    """Decoders with four experts, of which two see a token."""
-    return lambda layers, width, heads, groups: model(
-        config(
-            vocab_size=VOCABULARY,
-            hidden_size=width,
-            intermediate_size=2 * width,
-            num_hidden_layers=layers,
-            num_attention_heads=heads,
-            num_key_value_heads=groups,
-            num_experts_per_tok=2,
-            max_position_embeddings=64,
-            pad_token_id=0,
-            bos_token_id=1,
-            eos_token_id=2,
-            **fixed,
-        )
-    )
-
+_ROUTED = {"num_experts_per_tok": 2}  # of four experts
 
 EXPERTS = {
     # experts stored one by one
-    "mixtral": _routed(tf.MixtralConfig, tf.MixtralForCausalLM, head_dim=8, num_local_experts=4),
+    "mixtral": _grouped(tf.MixtralConfig, tf.MixtralForCausalLM, num_local_experts=4, **_ROUTED),
     # experts with biases
-    "gpt-oss": _routed(tf.GptOssConfig, tf.GptOssForCausalLM, head_dim=8, num_local_experts=4),
+    "gpt-oss": _grouped(tf.GptOssConfig, tf.GptOssForCausalLM, num_local_experts=4, **_ROUTED),
     # rotary embeddings as complex numbers, latent attention, a dense layer before others
-    "deepseek2": lambda layers, width, heads, _: _routed(
+    "deepseek2": lambda layers, width, heads, _: _grouped(
         tf.DeepseekV2Config,
         tf.DeepseekV2ForCausalLM,
-        head_dim=8,
+        **_ROUTED,
         n_routed_experts=4,
         moe_intermediate_size=width,
         kv_lora_rank=16,

@@ -125,3 +125,14 @@ def test_large_tensors_are_made_in_blocks(tmp_path, monkeypatch) -> None:
     assert whole.keys() == apart.keys()
     for name, tensor in whole.items():
         assert torch.equal(apart[name], tensor), name
+
+
+def test_another_number_of_experts_for_each_token_is_told() -> None:
+    parents = [hf.lively(models.EXPERTS["mixtral"](2, 32, 4, 2), i).eval() for i in range(2)]
+    for layer in parents[1].model.layers:
+        layer.mlp.gate.top_k = 1
+    options = {"match": "identity", "refit": False, "progress": False}
+    notes = hm.merge(parents, models.inputs("mixtral")[:1], **options).report.notes
+    (note,) = [note for note in notes if "its code computes" in note]
+    assert note.startswith("models[1]: its code computes with 1 where the merged network's has 2, ")
+    assert "(and 1 more)" in note
