@@ -8,7 +8,7 @@ import pytest
 import torch
 from llama_nets import Llama, llama, tokens
 from test_head_sizes import larger_heads
-from torch import Tensor
+from torch import Tensor, nn
 
 import hetmerge as hm
 
@@ -100,3 +100,41 @@ def test_a_norm_that_nothing_can_make_up_for_is_named() -> None:
     found = [note for note in plan.notes if note.startswith("the norm in layers.1.attention")]
     assert len(found) == 2  # of queries and of keys
     assert not any("attention" in name for name in plan.norm_scales)
+
+
+class ValueNorm(nn.Module):
+    """Attention whose values are normalised head by head, without a scale."""
+
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.norm = nn.LayerNorm(12)
+        self.q, self.k, self.v = (nn.Linear(12, 3 * size) for _ in range(3))
+        self.o = nn.Linear(3 * size, 12)
+
+    def forward(self, x):
+        layers = (self.q, self.k, self.v)
+        q, k, v = (layer(self.norm(x)).unflatten(-1, (3, -1)).transpose(1, 2) for layer in layers)
+        v = nn.functional.rms_norm(v, v.shape[-1:])
+        read = nn.functional.scaled_dot_product_attention(q, k, v, scale=1.0)
+        return x + self.o(read.transpose(1, 2).flatten(2))
+
+
+class ValueNorms(nn.Module):
+    def __init__(self, size: int) -> None:
+        super().__init__()
+        self.stem, self.head = nn.Linear(5, 12), nn.Linear(12, 4)
+        self.blocks = nn.Sequential(ValueNorm(size), ValueNorm(size))
+
+    def forward(self, x):
+        return self.head(self.blocks(self.stem(x)))
+
+
+def test_a_norm_without_a_scale_over_features_in_an_order_of_each_head() -> None:
+    parents = []
+    for size in (4, 6):
+        torch.manual_seed(size)
+        parents.append(ValueNorms(size).double().eval())
+    batches = [torch.randn(8, 7, 5, dtype=torch.float64) for _ in range(3)]
+    plan = hm.plan(parents, batches, match="zip", progress=False)
+    assert plan.norm_scales == {}
+    assert sum("no weight can make up for it" in note for note in plan.notes) == 2
