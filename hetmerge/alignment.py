@@ -17,6 +17,7 @@ from hetmerge.ops.segments import align_depth, fixed_depth
 from hetmerge.ops.similarity import CKA
 from hetmerge.outline import (
     Stage,
+    containers_below,
     custom_stages,
     find_containers,
     lone_containers,
@@ -24,6 +25,7 @@ from hetmerge.outline import (
 )
 from hetmerge.progress import Progress
 from hetmerge.repeating import repeated
+from hetmerge.sites import Pattern, SiteMap
 
 SAMPLES = 500  # that CKA looks at
 DEPTHS = ("segment", "layer", "uniform", "head", "tail")
@@ -101,6 +103,7 @@ def _aligned(
     ranks = _ranks(networks, stages)
     base = max(range(len(networks)), key=ranks.__getitem__)
     slots: list[Slots] = [[list(range(len(s.units))) for s in parent] for parent in stages]
+    sites = [SiteMap(network, mine) for network, mine in zip(networks, stages, strict=True)]
     for s in range(len(stages[0])):
         deepest = max(range(len(networks)), key=lambda m: len(stages[m][s].units))
         places = stages[deepest][s].units
@@ -108,7 +111,8 @@ def _aligned(
             tables = similarity.get(stages[base][s].name)
             table = tables[m] if tables else torch.zeros(0)
             units = parent[s].units
-            starts = _starts(table, len(places), len(units), depth)
+            others = _others(sites[deepest].patterns(s), sites[m].patterns(s))
+            starts = _starts(table, others, depth)
             row = [starts.index(i) if i in starts else None for i in range(len(places))]
             if missing == "repeat":
                 row = repeated(row, (networks[m], units), (networks[deepest], places))
@@ -159,7 +163,23 @@ def _containers(networks: Sequence[Network]) -> list[str]:
             for path in outermost
             if not any(path == p or _inside(path, p) or _inside(p, path) for p in paths)
         ]
-    return paths
+    return [inner for path in paths for inner in _where_depth_differs(networks, path)]
+
+
+def _where_depth_differs(networks: Sequence[Network], path: str) -> list[str]:
+    """A container, or those inside of its units where only they differ in length, such as the
+    blocks of the stages of a network that is a list of stages."""
+    if len(_lengths(networks, path)) > 1:
+        return [path]
+    found = dict.fromkeys(p for n in networks for p in containers_below(n.model, path, n.nodes))
+    inner = [p for p in found if all(_has(n.model, p) for n in networks)]
+    outermost = [p for p in inner if not any(_inside(p, other) for other in inner)]
+    deeper = [q for p in outermost for q in _where_depth_differs(networks, p)]
+    return deeper if any(len(_lengths(networks, p)) > 1 for p in deeper) else [path]
+
+
+def _lengths(networks: Sequence[Network], path: str) -> set[int]:
+    return {len(list(n.model.get_submodule(path).children())) for n in networks}
 
 
 def _inside(path: str, other: str) -> bool:
@@ -181,13 +201,23 @@ def _forced(network: Network, paths: list[str]) -> list[Stage]:
     return sorted(found, key=lambda stage: order[stage.units[0].output])
 
 
-def _starts(similarity: Tensor, deep: int, shallow: int, depth: str) -> list[int]:
+def _others(places: Sequence[Pattern], units: Sequence[Pattern]) -> Tensor:
+    """[deep, shallow] whether the code of the two does something else."""
+    return torch.tensor([[place != unit for unit in units] for place in places])
+
+
+def _starts(similarity: Tensor, others: Tensor, depth: str) -> list[int]:
+    """Where every unit stands: where its code does the same if that can be, then by CKA."""
+    deep, shallow = others.shape
     if deep == shallow:
         return list(range(deep))
-    if depth in ("segment", "layer"):
-        # Layers that pass their input on tie up to rounding; a tie must not be decided by rounding.
-        return align_depth(similarity.double().round(decimals=6), objective=depth)
-    return fixed_depth(deep, shallow, depth)
+    if depth not in ("segment", "layer"):
+        return fixed_depth(deep, shallow, depth)
+    # Layers that pass their input on tie up to rounding; a tie must not be decided by rounding.
+    similarity = similarity.double().round(decimals=6)
+    if depth == "segment":  # of "layer", a unit stands for others than the one in its place
+        similarity = similarity - (shallow + 1) * others.to(similarity)
+    return align_depth(similarity, objective=depth)
 
 
 def _similarity(

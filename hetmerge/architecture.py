@@ -10,7 +10,8 @@ from typing import Any
 from torch.fx import Node
 
 from hetmerge.errors import PlanError
-from hetmerge.huggingface import follows, is_pretrained, merged_shapes, with_fields
+from hetmerge.fields import fields_of, with_fields
+from hetmerge.huggingface import follows, is_pretrained, merged_shapes
 from hetmerge.lazy import empty
 from hetmerge.partition import merged_size
 from hetmerge.setting import Setting
@@ -48,7 +49,7 @@ def target_of(setting: Setting, fields: Mapping[str, int]) -> Target:
             f"architecture: got {dict(fields)} for a {kind}; allowed for transformers models "
             "(give width= instead)"
         )
-    numbers = [k for k, v in base.config.to_dict().items() if type(v) is int or follows(k, v)]
+    numbers = [k for k, v in fields_of(base.config).items() if type(v) is int or follows(k, v)]
     for name in fields:
         if name not in numbers:
             raise PlanError(
@@ -56,7 +57,7 @@ def target_of(setting: Setting, fields: Mapping[str, int]) -> Target:
                 f"{', '.join(numbers)}"
             )
     try:
-        model = empty(type(base), with_fields(base, fields)).to("meta")
+        model = empty(type(base), with_fields(base.config, fields)).to("meta")
         program = export(model, *setting.call)
     except Exception as error:  # whatever a family's own code raises for sizes it does not allow
         why = " ".join(str(error).split()) or type(error).__name__

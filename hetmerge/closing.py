@@ -15,7 +15,9 @@ PASS = {"dropout", "clone", "contiguous", "alias", "detach", "to", "_to_copy"}
 _FIRST = {
     *("getitem", "div", "view", "reshape", "permute", "transpose", "slice", "pad", "index", "sum"),
     *("constant_pad_nd", "unsqueeze", "squeeze", "expand", "split", "mean", "unbind", "select"),
-    *("split_with_sizes", "chunk", "flatten", "unflatten", "_unsafe_view", "type_as"),
+    *("split_with_sizes", "chunk", "flatten", "unflatten", "_unsafe_view", "type_as", "roll"),
+    *("flip", "narrow", "repeat", "index_select", "im2col", "col2im", "avg_pool2d", "max_pool2d"),
+    *("adaptive_avg_pool2d", "upsample_nearest2d", "upsample_bilinear2d", "pixel_shuffle"),
     *("neg", *PASS, *NORMS),
 }
 _BENDS = {"relu", "relu6", "gelu", "silu", "tanh", "elu", "selu", "celu", "leaky_relu", "mish"}
@@ -25,6 +27,7 @@ _ALL = {"add", "sub", "cat", "stack"}
 _WRITES = {"index_add": (0, 3), "index_put": (0, 2), "scatter_add": (0, 3)}
 # Zero where one operand is.
 _ONE = {"mul", "bmm", "matmul", "mm", "_grouped_mm", "grouped_mm", "grouped_mm_fallback"}
+_SHIFTED = {"layer_norm", "group_norm"}
 _CONSTANT = {"add", "sub", "pad", "constant_pad_nd"}  # a number may stand in an operand's place
 _ZEROS = {"zeros", "zeros_like", "new_zeros"}
 
@@ -92,6 +95,8 @@ class Closing:
         if learned := frozenset(scales_at(node, self._names)):
             return Ends(tensors=learned)
         op = op_name(node)
+        if op in _SHIFTED:
+            return self._learned(node)
         if op in _ZEROS:
             return Ends()
         if op in _CONSTANT and any(isinstance(a, (int, float)) and a != 0 for a in node.args[1:]):
@@ -106,6 +111,15 @@ class Closing:
         if op in _ALL:
             return self._all(node.all_input_nodes)
         return self._one(node.all_input_nodes) if op in _ONE else None
+
+    def _learned(self, node: Node) -> Ends | None:
+        """Scale and shift of a norm that subtracts the mean; without them it keeps zeros."""
+        operands = [a for a in node.args[2:4] if isinstance(a, Node)]
+        names = {str(self._names.get(a.name)) for a in operands}
+        if not operands:
+            return self.of(node.all_input_nodes[0])
+        own = names <= self._parameters and all(len(a.users) == 1 for a in operands)
+        return Ends(tensors=frozenset((name, 0.0) for name in names)) if own else None
 
     def _all(self, operands: Iterable[object]) -> Ends | None:
         total = Ends()

@@ -10,7 +10,7 @@ from hetmerge.errors import AlignmentError
 from hetmerge.network import Network
 from hetmerge.outline import Stage
 from hetmerge.repeating import stands_at
-from hetmerge.sites import Site, SiteMap
+from hetmerge.sites import Counterparts, Site, SiteMap
 from hetmerge.tracing.expr import Concat, Expr, Leaf, Product, size
 
 Slots = list[list[int | None]]  # per stage, per position of the merged network: the parent's unit
@@ -38,6 +38,7 @@ class Correspondence:
         self.skeleton, self.parent, self.slots = skeleton, parent, slots
         self.stages, self.parent_stages = stages
         self._own, self._other = SiteMap(skeleton, stages[0]), SiteMap(parent, stages[1])
+        self._counterparts = Counterparts(self._own, self._other)
         self._passages = passages
         self.again = tuple(
             frozenset(parent.nodes.inside(stages[1][s].units[unit].paths))
@@ -85,7 +86,20 @@ class Correspondence:
             if self.slots[stage][position] is None:
                 return None
         anchor = (stage, self.running(stage, position))
-        return self._other.nodes.get(Site(anchor, site.inside, site.place))
+        if not site.inside:
+            return self._other.nodes.get(Site(anchor, False, site.place))
+        place = self._counterparts.place(site.anchor, anchor, site.place)
+        return self._other.nodes.get(Site(anchor, True, place)) if place else None
+
+    def out_of_pattern(self) -> Iterator[tuple[str, str]]:
+        """The parent's units that stand where the merged network does something else, though it
+        does what they do elsewhere in the stage: their paths, and those of the places."""
+        for s, row in enumerate(self.slots):
+            own, other = self._own.patterns(s), self._other.patterns(s)
+            for i, k in enumerate(row):
+                if k is not None and other[k] != own[i] and other[k] in own:
+                    places, units = self.stages[s].units, self.parent_stages[s].units
+                    yield units[k].paths[0], places[i].paths[0]
 
     def module(self, path: str) -> str | None:
         """The parent's module for a skeleton module path; None if it has none there."""

@@ -40,9 +40,9 @@ class Schedule:
         self._reads = {unit: self._read_by(unit) for unit in set(self._unit.values())}
         self._wanted = Counter[frozenset[str]]()  # holds on values of each unit
         self._reopened: set[str] = set()  # made before, to be made again
-        live = _live(program)
+        self._live = _live(program)
         self._readers = {
-            name: sum(u.name in live for u in n.users) for name, n in self.graph.items()
+            name: sum(u.name in self._live for u in n.users) for name, n in self.graph.items()
         }
 
     def make(self, name: str) -> list[Value]:
@@ -94,8 +94,7 @@ class Schedule:
                 continue
             self._done.discard(node.name)
             self.values.pop(node.name, None)
-            for source in node.all_input_nodes:
-                self._readers[source.name] += 1
+            self._count(node.name, 1)
             stack.extend(node.users)
 
     def reached(self) -> dict[str, Any]:
@@ -144,9 +143,16 @@ class Schedule:
         """A node has run, or need not run: what it reads has one reader less to wait for."""
         self._done.add(name)
         self._reopened.discard(name)
+        self._count(name, -1)
         for source in self.graph[name].all_input_nodes:
-            self._readers[source.name] -= 1
             self._collect(source.name)
+
+    def _count(self, name: str, change: int) -> None:
+        """What a node reads has one reader more or less, unless no output depends on the node:
+        then it runs when it is asked for, and nothing waits for it."""
+        if name in self._live:
+            for source in self.graph[name].all_input_nodes:
+                self._readers[source.name] += change
 
     def _collect(self, name: str) -> None:
         if self._readers[name] <= 0 and not self._held[name]:
@@ -169,8 +175,7 @@ class Schedule:
         for freed in unit & self._done - self.values.keys():
             self._done.discard(freed)
             self._reopened.add(freed)
-            for source in self.graph[freed].all_input_nodes:
-                self._readers[source.name] += 1
+            self._count(freed, 1)
 
     def _close(self, unit: frozenset[str]) -> None:
         """Nobody waits for what has not run again."""

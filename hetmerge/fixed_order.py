@@ -17,7 +17,8 @@ from torch.fx import Node
 
 from hetmerge.batches import Call
 from hetmerge.errors import PlanError
-from hetmerge.huggingface import HEAD_SIZE, head_size, is_pretrained, with_fields
+from hetmerge.fields import with_fields
+from hetmerge.huggingface import HEAD_SIZE, head_size, is_pretrained
 from hetmerge.layers import op_name, tensor_names
 from hetmerge.lazy import empty
 from hetmerge.network import Network
@@ -208,7 +209,7 @@ def constants_of(setting: Setting, fields: Mapping[str, Any]) -> Constants | Non
     """Those of the base parent's configuration with these values; None where it allows none."""
     base: Any = setting.skeleton.model
     try:
-        model = empty(type(base), with_fields(base, fields))
+        model = empty(type(base), with_fields(base.config, fields))
         state = OnDisk({}, dict(model.named_buffers()), torch.float32, "")
         network = Network(model, setting.call, fold=False, state=state)
     except Exception:  # whatever a family's own code raises for sizes it does not allow

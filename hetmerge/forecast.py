@@ -17,6 +17,7 @@ from hetmerge.cost import Ledger, Meter, estimate, forward_flops, size_of
 from hetmerge.devices import call_on, device_of
 from hetmerge.errors import InputError
 from hetmerge.family_sizes import fit_family
+from hetmerge.fields import fields_of, leaf
 from hetmerge.gathering import (
     CHANCE_FEATURES,
     Nest,
@@ -182,11 +183,11 @@ def forecast(
         trained = polish_cost(merged, setting, calls, polish.steps, models[0].state.dtype)
         single += trained.flops
     origins = [_parents_of(setting, name) for name in setting.skeleton.graph.tensors]
-    old, new = base.config.to_dict(), config.to_dict()
+    old, new = fields_of(base.config), fields_of(config)
     return Forecast(
         parents=[_described(model) for model in models],
         model=type(base).__name__,
-        changed={k: v for k, v in new.items() if old.get(k) != v and k != "layer_types"},
+        changed={k: v for k, v in new.items() if old.get(k) != v and leaf(k) != "layer_types"},
         parameters=parameters,
         bytes=parameters * dtype.itemsize,
         dtype=str(dtype).removeprefix("torch."),

@@ -14,6 +14,7 @@ from torch.export import ExportedProgram
 from torch.utils import _pytree as pytree
 
 from hetmerge.errors import PlanError
+from hetmerge.fields import Config, fields_of, leaf, said, with_fields
 from hetmerge.network import cast_parameters, state_of
 from hetmerge.partition import merged_size
 from hetmerge.resizing import set_tensors
@@ -40,21 +41,12 @@ _UNHEARD = (
     *("label", "name", "return_dict", "output_", "problem_type", "chunk_size", "tie_", "loss"),
 )
 
-Config = Any  # transformers.PretrainedConfig, which has no types
 Sizes = list[tuple[tuple[int | None, ...], int]]  # sizes in the parents (None: absent), merged size
 
 
 def is_pretrained(model: nn.Module) -> bool:
     """The module is a transformers model, with a configuration that describes it."""
     return hasattr(model, "config") and hasattr(model, "save_pretrained")
-
-
-def said(config: Any, field: str) -> Any:
-    """What a configuration says; None where it says nothing, or something else of each layer."""
-    try:
-        return getattr(config, field, None)
-    except Exception:  # transformers has an error of its own for that
-        return None
 
 
 def rebuild(setting: Setting, widths: Mapping[int, int], state: Mapping[str, Tensor]) -> nn.Module:
@@ -85,11 +77,11 @@ def merged_config(setting: Setting, widths: Mapping[int, int]) -> tuple[Config, 
             continue
         least = _fewest(choice, values, lambda fewer: _holds(base, fewer, wanted))
         if program := _program(setting, widths, least):
-            return with_fields(base, least), program
+            return with_fields(base.config, least), program
         if _program(setting, widths, choice):
             fewest = _fewest(choice, values, lambda x: bool(_program(setting, widths, x)))
             if program := _program(setting, widths, fewest):
-                return with_fields(base, fewest), program
+                return with_fields(base.config, fewest), program
     raise PlanError(_refusal(type(base).__name__, setting, sizes))
 
 
@@ -110,7 +102,7 @@ def _fields(setting: Setting, widths: Mapping[int, int]) -> dict[str, list[Any]]
         name: _candidates(value, [config.get(name) for config in configs], sizes)
         for name, value in values.items()
     }
-    unset = [name for name, value in base.config.to_dict().items() if follows(name, value)]
+    unset = [name for name, value in fields_of(base.config).items() if follows(name, value)]
     fields |= {name: list(dict.fromkeys([None, *(n for _, n in sizes)])) for name in unset}
     theirs = [head_size(parent.model) for parent in setting.parents]
     if all(theirs):  # read by some classes that do not declare it
@@ -145,7 +137,7 @@ def configuration_notes(setting: Setting) -> list[str]:
     parents = [parent.model for parent in setting.parents]
     if not all(is_pretrained(model) for model in parents):
         return []
-    fields = [_source(model).to_dict() for model in parents]
+    fields = [fields_of(_source(model)) for model in parents]
     shown = []
     for name in fields[0]:
         values = [known.get(name) for known in fields]
@@ -164,7 +156,7 @@ def configuration_notes(setting: Setting) -> list[str]:
 def follows(name: str, value: Any) -> bool:
     """A field of a configuration that counts something, and follows from others while it is None,
     such as n_inner of GPT-2."""
-    return value is None and name.startswith(("n_", "num_"))
+    return value is None and leaf(name).startswith(("n_", "num_"))
 
 
 def head_size(model: nn.Module) -> int | None:
@@ -185,7 +177,7 @@ def _values(config: Config) -> dict[str, Any]:
     """The whole numbers of a configuration, and its lists of them, by field; no names of tokens."""
     return {
         name: value
-        for name, value in config.to_dict().items()
+        for name, value in fields_of(config).items()
         if (_whole(value) or _whole_list(value)) and not name.endswith("token_id")
     }
 
@@ -268,7 +260,7 @@ def _holds(base: Any, choice: Mapping[str, Any], wanted: Mapping[str, tuple[int,
     """A model of this configuration has the merged tensors."""
     try:
         with torch.device("meta"):
-            model = type(base)(with_fields(base, choice))
+            model = type(base)(with_fields(base.config, choice))
     except Exception:  # whatever a family's own code raises for sizes it does not allow
         return False
     shapes = {name: tuple(tensor.shape) for name, tensor in tensors_of(model)}
@@ -285,7 +277,7 @@ def _program(
     if not choice:  # the base's own configuration
         return setting.skeleton.graph.program
     try:
-        program = _exported(setting, with_fields(base, choice))
+        program = _exported(setting, with_fields(base.config, choice))
     except Exception:  # as above
         return None
     nodes = {node.name: node for node in program.graph.nodes}
@@ -309,16 +301,6 @@ def _exported(setting: Setting, config: Config) -> ExportedProgram:
             model.to_empty(device=skeleton.state.device)
         call = pytree.tree_map_only(Tensor, mode.from_tensor, call)
     return export(model, *call)
-
-
-def with_fields(base: Any, choice: Mapping[str, Any]) -> Config:
-    """The base's configuration with these values, made as if it were read from a file."""
-    values = {**base.config.to_dict(), **{k: v for k, v in choice.items() if v is not None}}
-    if choice:
-        values.pop("layer_types", None)  # one per layer, made anew
-    config = type(base.config).from_dict(values)
-    config._attn_implementation = base.config._attn_implementation
-    return config
 
 
 def _refusal(family: str, setting: Setting, sizes: Sizes) -> str:

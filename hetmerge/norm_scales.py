@@ -52,11 +52,13 @@ def norm_scales(
 def uncarried(setting: Setting) -> list[str]:
     """Remarks on norms whose features nothing can make louder."""
     stacks = setting.skeleton.nodes.stacks
-    where = [stacks[n.node][-1:] or ("the model",) for n in uneven_norms(setting) if not n.carriers]
+    norms = [n for n in uneven_norms(setting) if not n.carriers]
+    where = list(dict.fromkeys((stacks[n.node][-1:] or ("the model",))[0] for n in norms))
+    more = f" (and {len(where) - 1} more)" if len(where) > 1 else ""
     return [
-        f"the norm in {path[0]} is over more features in the merged network than in some parent, "
-        "which reads it louder or quieter: no weight can make up for it"
-        for path in where
+        f"the norm in {path}{more} is over more features in the merged network than in some "
+        "parent, which reads it louder or quieter: no weight can make up for it"
+        for path in where[:1]
     ]
 
 

@@ -87,6 +87,16 @@ def lone_containers(model: nn.Module, table: ModuleNodes) -> list[str]:
     return [path for path, _ in _candidates(model, "", table)]
 
 
+def containers_below(model: nn.Module, path: str, table: ModuleNodes) -> list[str]:
+    """Those with stages of two or more units inside of the units of a container."""
+    return [
+        found
+        for name, child in model.get_submodule(path).named_children()
+        for found, repeated in _candidates(child, f"{path}.{name}" if path else name, table)
+        if repeated
+    ]
+
+
 def _candidates(module: nn.Module, path: str, table: ModuleNodes) -> Iterator[tuple[str, bool]]:
     runs = stages_in(module, path, table) if isinstance(module, _CONTAINERS) else []
     if any(len(stage.units) > 1 for stage in runs):

@@ -36,7 +36,7 @@ from hetmerge.progress import Progress
 from hetmerge.relatives import relatives
 from hetmerge.repeating import stands_at
 from hetmerge.score_scales import unscaled
-from hetmerge.setting import Setting, build_setting, passage_notes
+from hetmerge.setting import Setting, build_setting, passage_notes, pattern_notes
 from hetmerge.vocabulary import Vocabulary
 
 if TYPE_CHECKING:
@@ -329,6 +329,7 @@ def plan_statistics(
             *statistics.notes,
             *configuration_notes(setting),
             *passage_notes(setting, chosen.missing),
+            *pattern_notes(setting),
             *matching.notes,
             *more,
             *unscaled(setting, {k: p.width for k, p in partitions.items()}),

@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from hetmerge.huggingface import filled, is_pretrained, said, with_fields
+from hetmerge.fields import said, with_fields
+from hetmerge.huggingface import filled, is_pretrained
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.network import state_of
 from hetmerge.weights import Repeat, tensors_of
@@ -69,7 +70,7 @@ def _counts(model: nn.Module | Checkpoint) -> tuple[int, int]:
 def _with_groups(model: nn.Module | Checkpoint, groups: int) -> nn.Module | Checkpoint | None:
     """The same function with so many groups; None where its layout does not allow it."""
     module: Any = model.module if isinstance(model, Checkpoint) else model
-    config = with_fields(module, {GROUPS: groups})
+    config = with_fields(module.config, {GROUPS: groups})
     larger = empty(type(module), config)
     repeats = _repeats(module, larger, _counts(model)[1], groups)
     if repeats is None:

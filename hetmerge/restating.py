@@ -15,7 +15,8 @@ import torch
 from torch import nn
 
 from hetmerge.errors import AlignmentError
-from hetmerge.huggingface import is_pretrained, said
+from hetmerge.fields import said
+from hetmerge.huggingface import is_pretrained
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.network import state_of
 from hetmerge.resizing import set_tensors

@@ -178,3 +178,17 @@ def passage_notes(setting: Setting, missing: str) -> list[str]:
             f"here: its activation or norm changes values that it has already seen{choice}"
         )
     return found
+
+
+def pattern_notes(setting: Setting) -> list[str]:
+    """Remarks on units that meet others whose code does something else."""
+    notes = []
+    for m, link in enumerate(setting.links):
+        if moved := list(link.out_of_pattern()):
+            more = f" (and {len(moved) - 1} more)" if len(moved) > 1 else ""
+            notes.append(
+                f"models[{m}]: unit {moved[0][0]!r} stands at {moved[0][1]!r}{more}, whose code "
+                "does something else, such as attention with shifted windows or another mask; the "
+                "merge is not exact there"
+            )
+    return notes

@@ -1,20 +1,26 @@
 """Which node of one network's graph plays the part of which node in another's.
 
 A node inside a unit is known by its place in that unit; a node outside every unit by the unit that
-ran last before it. Both stay meaningful when the other network has fewer units in a stage.
+ran last before it. Both stay meaningful when the other network has fewer units in a stage. Units of
+one kind may run other operators, such as attention with and without a mask: there the longest runs
+that both have are one another's counterparts.
 """
 
 from __future__ import annotations
 
 from collections import Counter
 from dataclasses import dataclass
+from difflib import SequenceMatcher
+from functools import lru_cache
 
+from hetmerge.branches import entry_of
 from hetmerge.layers import op_name
 from hetmerge.network import Network
-from hetmerge.outline import Stage
+from hetmerge.outline import Stage, Unit
 
 Anchor = tuple[int, int] | None  # (stage, unit), None before the first unit
 Place = tuple[str, str, int]  # (module path, operator, how many such before it there)
+Pattern = tuple[tuple[tuple[str, str], ...], frozenset[Place]]
 
 
 @dataclass(frozen=True)
@@ -33,6 +39,8 @@ class SiteMap:
         self.stages = stages
         self.sites: dict[str, Site] = {}
         self.nodes: dict[Site, str] = {}
+        self.inside: dict[tuple[int, int], list[Place]] = {}
+        self._network = network
         owner: dict[str, tuple[tuple[int, int], int]] = {}
         for s, stage in enumerate(stages):
             for k, unit in enumerate(stage.units):
@@ -59,6 +67,23 @@ class SiteMap:
             site = Site(anchor, inside, (path, op, counts[key]))
             counts[key] += 1
             self.sites[name], self.nodes[site] = site, name
+            if inside:
+                assert anchor is not None
+                self.inside.setdefault(anchor, []).append(site.place)
+
+    def patterns(self, stage: int) -> list[Pattern]:
+        """What the code of every unit of a stage does: its operators, and which values made in
+        front of all units it reads, such as one of two masks."""
+        return [self._pattern((stage, k), unit) for k, unit in enumerate(self.stages[stage].units)]
+
+    def _pattern(self, anchor: tuple[int, int], unit: Unit) -> Pattern:
+        nodes = self._network.nodes.nodes
+        inside = self._network.nodes.inside(unit.paths)
+        read = {a.name for n in inside for a in nodes[n].all_input_nodes}
+        read -= {entry_of(inside, nodes, unit)}
+        sites = [self.sites[name] for name in read if name in self.sites]
+        operators = tuple(place[:2] for place in self.inside.get(anchor, ()))
+        return operators, frozenset(site.place for site in sites if site.anchor is None)
 
     def _general(self, path: str) -> str:
         """Children of a stage's container are numbered; the number says nothing elsewhere."""
@@ -68,3 +93,27 @@ class SiteMap:
             if path.startswith(prefix) and rest.split(".")[0].isdigit():
                 return f"{stage.container}.*"
         return path
+
+
+class Counterparts:
+    """Where the nodes of a unit stand in a unit of another network."""
+
+    def __init__(self, own: SiteMap, other: SiteMap):
+        self._own, self._other = own, other
+        self._known: dict[tuple[tuple[int, int], tuple[int, int]], dict[Place, Place]] = {}
+
+    def place(self, unit: tuple[int, int], theirs: tuple[int, int], place: Place) -> Place | None:
+        """The place in the other's unit `theirs` of what stands at `place` in `unit`."""
+        if (unit, theirs) not in self._known:
+            mine, others = self._own.inside[unit], self._other.inside[theirs]
+            self._known[unit, theirs] = dict(_common(tuple(mine), tuple(others)))
+        return self._known[unit, theirs].get(place)
+
+
+@lru_cache(maxsize=64)
+def _common(mine: tuple[Place, ...], theirs: tuple[Place, ...]) -> list[tuple[Place, Place]]:
+    if mine == theirs:
+        return list(zip(mine, theirs, strict=True))
+    own, other = ([place[:2] for place in places] for places in (mine, theirs))
+    blocks = SequenceMatcher(None, own, other, autojunk=False).get_matching_blocks()
+    return [(mine[a + i], theirs[b + i]) for a, b, size in blocks for i in range(size)]

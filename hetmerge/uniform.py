@@ -49,7 +49,18 @@ def alike(setting: Setting, spaces: Collection[int], free: bool = True) -> list[
         places = {_place(setting, o.tensor, o.dim, o.path) for o in space.where}
         if space.free == free and space.index in spaces and None not in places:
             groups.setdefault(min(p for p in places if p), []).append(space.index)
-    return list(groups.values())
+    return [group for found in groups.values() for group in _as_in_parents(setting, found)]
+
+
+def _as_in_parents(setting: Setting, spaces: list[int]) -> list[list[int]]:
+    """A group, or several where a parent's own units have several widths."""
+    for m in range(len(setting.parents)):
+        if all(m in setting.members(k) for k in spaces):
+            sizes: dict[int, list[int]] = {}
+            for k in spaces:
+                sizes.setdefault(setting.width(m, k), []).append(k)
+            return list(sizes.values())
+    return [spaces]
 
 
 def widen(partition: Partition, width: int) -> Partition:

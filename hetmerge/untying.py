@@ -11,7 +11,8 @@ from typing import Any
 
 from torch import nn
 
-from hetmerge.huggingface import filled, is_pretrained, with_fields
+from hetmerge.fields import with_fields
+from hetmerge.huggingface import filled, is_pretrained
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.network import state_of
 from hetmerge.weights import OnDisk
@@ -57,7 +58,7 @@ def _twins(model: nn.Module | Checkpoint) -> dict[str, str]:
 def _apart(model: nn.Module | Checkpoint, twins: dict[str, str]) -> nn.Module | Checkpoint | None:
     """The same function with a tensor for each name; None where its class always ties them."""
     module = _module(model)
-    config = with_fields(module, {TIED: False})
+    config = with_fields(module.config, {TIED: False})
     free = empty(type(module), config)
     if _twins(free):
         return None

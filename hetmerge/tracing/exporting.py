@@ -87,6 +87,8 @@ def export(
     left = _mutable(exported)
     if left:
         raise TraceError(f"{type(model).__name__}: in-place {left[0]} could not be made functional")
+    exported.graph.eliminate_dead_code()  # such as a pooler whose output is not returned
+    exported.graph_module.recompile()
     return exported
 
 

@@ -47,6 +47,34 @@ def test_hidden_layers_of_a_perceptron() -> None:
     assert counts(models, torch.randn(8, 10).double()) == [[4, 1], [2, 1]]
 
 
+class Staged(nn.Module):
+    """Blocks in stages, the last two of which give outputs of one shape."""
+
+    def __init__(self, *depths: int) -> None:
+        super().__init__()
+        self.stem = nn.Linear(10, 8)
+        self.stages = nn.ModuleList(
+            nn.Sequential(nn.Sequential(*(residual() for _ in range(n)))) for n in depths
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.stem(x)
+        for stage in self.stages:
+            x = stage(x)
+        return x
+
+
+def residual() -> nn.Module:
+    return nn.TransformerEncoderLayer(8, 2, 8, batch_first=True)
+
+
+def test_where_stages_are_as_many_their_blocks_are_the_units() -> None:
+    x = torch.randn(8, 5, 10)
+    assert counts([Staged(1, 3), Staged(1, 2)], x) == [[3], [2]]
+    assert counts([Staged(1, 2), Staged(1, 2)], x) == [[2], [2]]  # nothing differs: the outer
+    assert counts([Staged(1, 1, 2), Staged(1, 2)], x) == [[3], [2]]  # stages do
+
+
 class Outside(nn.Module):
     """Blocks in a list, the activation between them in the model's own forward."""
 

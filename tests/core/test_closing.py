@@ -15,7 +15,7 @@ class Unit(nn.Module):
     def __init__(self, kind: str) -> None:
         super().__init__()
         self.kind = kind
-        self.norm = nn.LayerNorm(WIDTH)
+        self.norm, self.last = nn.LayerNorm(WIDTH), nn.LayerNorm(WIDTH)
         self.first = nn.Linear(WIDTH, WIDTH)
         self.second = nn.Linear(WIDTH, WIDTH)
         self.experts = nn.Parameter(torch.randn(3, WIDTH, WIDTH))
@@ -33,6 +33,10 @@ class Unit(nn.Module):
         if self.kind == "experts":
             each = torch.bmm(y.expand(3, *y.shape), self.experts) + self.biases[:, None]
             return x + (self.first(y)[:, :3].softmax(-1).T[..., None] * each).sum(0)
+        if self.kind == "normed":
+            return x + self.last(self.first(y))
+        if self.kind == "rolled":
+            return x + self.first(y).roll(1, 0)
         if self.kind == "constant":
             return x + (self.first(y) + 0.5)
         if self.kind == "scaled":
@@ -53,10 +57,11 @@ class Net(nn.Module):
         return self.head(self.units(self.stem(x)))
 
 
-KINDS = ("activation", "gated", "two", "experts", "scaled", "shrunk", "constant", "open")
+KINDS = ("activation", "gated", "two", "experts", "scaled", "normed", "rolled")
+OPEN = ("shrunk", "constant", "open")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", KINDS + OPEN)
 def test_an_absent_unit_is_passed_exactly_or_said_not_to_be(kind) -> None:
     parents = []
     for depth in (1, 2):
@@ -69,5 +74,5 @@ def test_an_absent_unit_is_passed_exactly_or_said_not_to_be(kind) -> None:
         found, wanted = (model(batches[0]) for model in (result.model, parents[0]))
     apart = float((found - wanted).abs().max())
     said = any("not exact" in note for note in result.plan.notes)
-    assert said == (kind in ("shrunk", "constant", "open"))
+    assert said == (kind in OPEN)
     assert said == (apart > 1e-8)

@@ -48,6 +48,15 @@ def _plain(config: Any, model: Any, names: dict[str, str], **fixed: Any) -> Make
     return make
 
 
+def _tower(layers: int, width: int, heads: int) -> dict[str, int]:
+    return {
+        "hidden_size": width,
+        "intermediate_size": 2 * width,
+        "num_hidden_layers": layers,
+        "num_attention_heads": heads,
+    }
+
+
 _TEXT = {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
 _IMAGE = {"image_size": 16, "patch_size": 8}
 
@@ -125,8 +134,32 @@ OTHERS = {
     "clip": _plain(
         tf.CLIPVisionConfig, tf.CLIPVisionModelWithProjection, {}, projection_dim=16, **_IMAGE
     ),
+    # a configuration inside of a configuration, and a text tower that no output depends on
+    "clip-classes": lambda layers, width, heads, groups: tf.CLIPForImageClassification(
+        tf.CLIPConfig(
+            vision_config=_tower(layers, width, heads) | _IMAGE,
+            text_config=_tower(2, 16, 2) | {"vocab_size": VOCABULARY, "eos_token_id": 2},
+            num_labels=5,
+        )
+    ),
+    # stages, in which every second block shifts its windows
+    "swin": lambda layers, width, heads, groups: tf.SwinForImageClassification(
+        tf.SwinConfig(
+            embed_dim=width // 2,
+            depths=[1, layers],
+            num_heads=[2, heads],
+            image_size=16,
+            patch_size=2,
+            window_size=2,
+            num_labels=5,
+        )
+    ),
+    # a pooler whose output is not returned
+    "layoutlm": _plain(
+        tf.LayoutLMConfig, tf.LayoutLMForMaskedLM, {}, max_2d_position_embeddings=16, **_TEXT
+    ),
 }
-VISION = ("vit", "dinov2", "clip")
+VISION = ("vit", "dinov2", "clip", "clip-classes", "swin")
 
 
 def inputs(family: str) -> list[dict[str, torch.Tensor]]:

@@ -14,6 +14,7 @@ POST_NORM = (
     "bert",
     "roberta",
     "distilbert",
+    "layoutlm",
 )  # norms in the stream itself: no unit is passed exactly
 
 

@@ -1,6 +1,7 @@
 """Hugging Face models: merged, saved with a valid configuration, loaded by the library itself."""
 
 import copy
+import itertools
 from pathlib import Path
 from typing import Any
 
@@ -114,6 +115,24 @@ def test_deeper_in_another_stage() -> None:
     )
     assert result.model.config.depths == [3, 3]
     assert distance(logits(result.model, batch), logits(parents[0], batch)) < 1e-4
+
+
+def test_units_of_several_widths_in_both_parents_keep_them() -> None:
+    sizes = [8, 8, 16, 24, 8]
+    blocks = [[[3, a, b, 1, False]] for a, b in itertools.pairwise(sizes)]
+    blocks.append([[3, 8, 32, 1, True], [3, 32, 32, 1, True]])
+    config = tf.PPLCNetConfig(
+        block_configs=blocks, stem_channels=8, class_expand=16, hidden_sizes=[32], num_labels=5
+    )
+    parents = [hf.lively(tf.PPLCNetForImageClassification(config), seed) for seed in (1, 2)]
+    for kept in (0, 1):
+        result = hm.merge(
+            parents, hf.images(), weights=[1 - kept, kept], refit=False, progress=False, match="zip"
+        )
+        assert result.model.config.block_configs == parents[0].config.block_configs
+        with torch.no_grad():
+            found, wanted = (m(**hf.images()[0])[0] for m in (result.model, parents[kept]))
+        assert distance(found, wanted) < 1e-4
 
 
 def test_half_precision_is_kept(tmp_path: Path) -> None:
