@@ -6,6 +6,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+LAYER_TYPES = "layer_types"
 Config = Any  # transformers.PretrainedConfig, which has no types
 
 
@@ -45,15 +46,17 @@ def with_fields(config: Config, choice: Mapping[str, Any]) -> Config:
             for part in parts:
                 place = place[part]
             place[name] = value
-    if choice:
-        _drop(values, "layer_types")  # one per layer, made anew
+    _forget_layers(values)
     found = type(config).from_dict(values)
     found._attn_implementation = config._attn_implementation
     return found
 
 
-def _drop(values: dict[str, Any], name: str) -> None:
-    values.pop(name, None)
+def _forget_layers(values: dict[str, Any]) -> None:
+    """What is said of each layer is made anew where there are more or fewer."""
+    kinds = values.get(LAYER_TYPES)
+    if isinstance(kinds, list) and len(kinds) != values.get("num_hidden_layers"):
+        del values[LAYER_TYPES]
     for inner in values.values():
         if isinstance(inner, dict):
-            _drop(inner, name)
+            _forget_layers(inner)

@@ -17,7 +17,7 @@ from hetmerge.cost import Ledger, Meter, estimate, forward_flops, size_of
 from hetmerge.devices import call_on, device_of
 from hetmerge.errors import InputError
 from hetmerge.family_sizes import fit_family
-from hetmerge.fields import fields_of, leaf
+from hetmerge.fields import LAYER_TYPES, fields_of, leaf
 from hetmerge.gathering import (
     CHANCE_FEATURES,
     Nest,
@@ -187,7 +187,7 @@ def forecast(
     return Forecast(
         parents=[_described(model) for model in models],
         model=type(base).__name__,
-        changed={k: v for k, v in new.items() if old.get(k) != v and leaf(k) != "layer_types"},
+        changed={k: v for k, v in new.items() if old.get(k) != v and leaf(k) != LAYER_TYPES},
         parameters=parameters,
         bytes=parameters * dtype.itemsize,
         dtype=str(dtype).removeprefix("torch."),

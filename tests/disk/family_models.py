@@ -11,7 +11,7 @@ VOCABULARY = 40
 Maker = Callable[[int, int, int, int], nn.Module]
 
 
-def _grouped(config: Any, model: Any, **fixed: Any) -> Maker:
+def grouped(config: Any, model: Any, **fixed: Any) -> Maker:
     """Decoders with rotary embeddings and grouped-query attention."""
     return lambda layers, width, heads, groups: model(
         config(
@@ -61,15 +61,15 @@ _TEXT = {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
 _IMAGE = {"image_size": 16, "patch_size": 8}
 
 GROUPED = {
-    "llama": _grouped(tf.LlamaConfig, tf.LlamaForCausalLM),
-    "mistral": _grouped(tf.MistralConfig, tf.MistralForCausalLM),
-    "qwen2": _grouped(tf.Qwen2Config, tf.Qwen2ForCausalLM),
-    "qwen3": _grouped(tf.Qwen3Config, tf.Qwen3ForCausalLM),
-    "gemma2": _grouped(tf.Gemma2Config, tf.Gemma2ForCausalLM),
-    "gemma3": _grouped(tf.Gemma3TextConfig, tf.Gemma3ForCausalLM),
-    "phi3": _grouped(tf.Phi3Config, tf.Phi3ForCausalLM),
-    "olmo2": _grouped(tf.Olmo2Config, tf.Olmo2ForCausalLM),
-    "starcoder2": _grouped(tf.Starcoder2Config, tf.Starcoder2ForCausalLM),
+    "llama": grouped(tf.LlamaConfig, tf.LlamaForCausalLM),
+    "mistral": grouped(tf.MistralConfig, tf.MistralForCausalLM),
+    "qwen2": grouped(tf.Qwen2Config, tf.Qwen2ForCausalLM),
+    "qwen3": grouped(tf.Qwen3Config, tf.Qwen3ForCausalLM),
+    "gemma2": grouped(tf.Gemma2Config, tf.Gemma2ForCausalLM),
+    "gemma3": grouped(tf.Gemma3TextConfig, tf.Gemma3ForCausalLM),
+    "phi3": grouped(tf.Phi3Config, tf.Phi3ForCausalLM),
+    "olmo2": grouped(tf.Olmo2Config, tf.Olmo2ForCausalLM),
+    "starcoder2": grouped(tf.Starcoder2Config, tf.Starcoder2ForCausalLM),
 }
 
 
@@ -77,11 +77,11 @@ _ROUTED = {"num_experts_per_tok": 2}  # of four experts
 
 EXPERTS = {
     # experts stored one by one
-    "mixtral": _grouped(tf.MixtralConfig, tf.MixtralForCausalLM, num_local_experts=4, **_ROUTED),
+    "mixtral": grouped(tf.MixtralConfig, tf.MixtralForCausalLM, num_local_experts=4, **_ROUTED),
     # experts with biases
-    "gpt-oss": _grouped(tf.GptOssConfig, tf.GptOssForCausalLM, num_local_experts=4, **_ROUTED),
+    "gpt-oss": grouped(tf.GptOssConfig, tf.GptOssForCausalLM, num_local_experts=4, **_ROUTED),
     # rotary embeddings as complex numbers, latent attention, a dense layer before others
-    "deepseek2": lambda layers, width, heads, _: _grouped(
+    "deepseek2": lambda layers, width, heads, _: grouped(
         tf.DeepseekV2Config,
         tf.DeepseekV2ForCausalLM,
         **_ROUTED,

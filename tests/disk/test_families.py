@@ -45,3 +45,31 @@ def test_a_post_norm_family_says_that_depth_is_not_free():
     wide, deep = (hf.lively(FAMILIES["bert"](n, 24, 3, 3), n).float() for n in (2, 3))
     plan = hm.plan([wide, deep], models.inputs("bert"), progress=False, match="zip")
     assert any("which is not exact here" in note for note in plan.notes)
+
+
+@pytest.mark.parametrize("window", [4, 16])
+def test_layers_of_two_kinds_meet_their_own_kind(tmp_path, window):
+    """A layer that sees less of a text is no other layer, even where the calibration text is not
+    longer than what it sees."""
+    kinds = ("sliding_attention", "full_attention")
+    orders = [(0, 1), (0, 0, 1, 0, 0)]  # not what the family's configuration makes by itself
+    folders = [tmp_path / "wide", tmp_path / "deep"]
+    for i, (order, folder) in enumerate(zip(orders, folders, strict=True)):
+        fixed = {"sliding_window": window, "layer_types": [kinds[k] for k in order]}
+        make = models.grouped(tf.Gemma3TextConfig, tf.Gemma3ForCausalLM, **fixed)
+        hf.lively(make(len(order), 48 - 16 * i, 6 - 2 * i, 2), i).float().save_pretrained(folder)
+    batches = models.inputs("gemma3")
+    options = {"match": "permute", "weights": [1, 0], "refit": False, "progress": False}
+    result = hm.merge_to(tmp_path / "out", folders, batches, **options)
+    assert [i for i, k in enumerate(result.plan.slots[0][0]) if k is not None] == [0, 2]
+    wide, merged = (
+        tf.Gemma3ForCausalLM.from_pretrained(p).eval() for p in (folders[0], tmp_path / "out")
+    )
+    assert merged.config.layer_types == [kinds[k] for k in orders[1]]
+    text = {"input_ids": torch.arange(3, 35)[None]}  # longer than either window
+    with torch.no_grad():
+        found, wanted = (model(**text)[0] for model in (merged, wide))
+    assert float((found - wanted).abs().max()) < 2e-5 * float(wanted.abs().max())
+    deep = tf.Gemma3ForCausalLM.from_pretrained(folders[1])
+    plan = hm.plan([wide, deep], batches, progress=False, match="zip", depth="head")
+    assert any("stands at 'model.layers.1'" in note for note in plan.notes)
