@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.fx import Node
 
 from hetmerge.network import Network
 from hetmerge.tracing.expr import Concat, Expr, Leaf, Product, size
@@ -24,8 +25,8 @@ class View:
 def views_of(network: Network) -> dict[int, list[View]]:
     """Space -> the views of it in what layers read (what a merge must preserve).
 
-    A space that no layer reads is seen wherever it is a whole dimension, but not inside experts:
-    a router sends other tokens to them in every network.
+    A space that no layer reads is seen wherever it is a whole dimension of numbers, but not inside
+    experts: a router sends other tokens to them in every network.
     """
     seen: dict[int, dict[View, None]] = {}
     values = network.graph.values
@@ -34,12 +35,18 @@ def views_of(network: Network) -> dict[int, list[View]]:
             _add(seen, layer.source, layer.feature_dim, values[layer.source])
     read = set(seen)
     for node, exprs in values.items():
-        if node in network.graph.routed:
+        if node in network.graph.routed or not _of_numbers(network.nodes.nodes.get(node)):
             continue
         for dim, expr in enumerate(exprs):
             if isinstance(expr, Leaf) and expr.space >= 0 and expr.space not in read:
                 seen.setdefault(expr.space, {})[View(node, dim, ())] = None
     return {space: list(views) for space, views in seen.items()}
+
+
+def _of_numbers(node: Node | None) -> bool:
+    """Its value holds features, not indices or what is true."""
+    value = node.meta.get("val") if node else None
+    return not isinstance(value, Tensor) or value.is_floating_point()
 
 
 def _add(seen: dict[int, dict[View, None]], node: str, dim: int, exprs: tuple[Expr, ...]) -> None:

@@ -11,16 +11,17 @@ from __future__ import annotations
 from collections import Counter
 from dataclasses import dataclass
 from difflib import SequenceMatcher
-from functools import lru_cache
+from functools import cached_property, lru_cache
+from hashlib import blake2b
 
 from hetmerge.branches import entry_of
-from hetmerge.layers import op_name
+from hetmerge.layers import op_name, tensor_names
 from hetmerge.network import Network
 from hetmerge.outline import Stage, Unit
 
 Anchor = tuple[int, int] | None  # (stage, unit), None before the first unit
 Place = tuple[str, str, int]  # (module path, operator, how many such before it there)
-Pattern = tuple[tuple[tuple[str, str], ...], frozenset[Place]]
+Pattern = tuple[tuple[tuple[str, str], ...], frozenset[str]]
 
 
 @dataclass(frozen=True)
@@ -81,9 +82,22 @@ class SiteMap:
         inside = self._network.nodes.inside(unit.paths)
         read = {a.name for n in inside for a in nodes[n].all_input_nodes}
         read -= {entry_of(inside, nodes, unit)}
-        sites = [self.sites[name] for name in read if name in self.sites]
+        early = [n for n in read if n in self.sites and self.sites[n].anchor is None]
         operators = tuple(place[:2] for place in self.inside.get(anchor, ()))
-        return operators, frozenset(site.place for site in sites if site.anchor is None)
+        return operators, frozenset(self._made[name] for name in early)
+
+    @cached_property
+    def _made(self) -> dict[str, str]:
+        """What every value is made of and how, whatever the sizes: a digest."""
+        found: dict[str, str] = {}
+        tensors = tensor_names(self._network.graph.program)
+        for node in self._network.graph.program.graph.nodes:
+            if node.op == "call_function":
+                parts = [op_name(node), *(found[a.name] for a in node.all_input_nodes)]
+            else:
+                parts = [node.op, tensors.get(node.name, node.name)]
+            found[node.name] = blake2b(" ".join(parts).encode(), digest_size=8).hexdigest()
+        return found
 
     def _general(self, path: str) -> str:
         """Children of a stage's container are numbered; the number says nothing elsewhere."""

@@ -41,7 +41,7 @@ FIELDS = {
     "half": "moe_intermediate_size shared_expert_intermediate_size",
     "quarter": "embed_dim embedding_size",
     "heads": "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
-    "decoder_attention_heads num_self_attention_heads num_cross_attention_heads",
+    "decoder_attention_heads num_self_attention_heads num_cross_attention_heads mamba_n_heads",
     "groups": "num_key_value_heads num_kv_heads multi_query_groups",
     "8": "head_dim rotary_dim qk_rope_head_dim qk_nope_head_dim v_head_dim "
     "groups_width num_latents",
@@ -68,11 +68,12 @@ OTHERS = {
     "heads": FIELDS["heads"],
 }
 MULTIPLIERS = ("depth_multiplier", "width_multiplier")  # all of the width
+KINDS = ("layer_types", "layers_block_type", "block_types")  # lists of a kind for each layer
 PARTS = ("vision_config", "text_config")
 
 
 def config_of(kind: str, shape: Shape) -> Any:
-    """A tiny configuration: every field that this family has, and no per-layer list."""
+    """A tiny configuration: every field that this family has, layers of every kind in turn."""
     return _sized(CONFIG_MAPPING[kind], shape)
 
 
@@ -87,11 +88,17 @@ def _sized(family: Any, shape: Shape) -> Any:
             fields = {name: v for name, v in fields.items() if name not in others}
             fields |= {"patch_size": 4} if "patch_size" in fields else {}
         fields |= {name: _stages(kind, len(values[name]), shape) for name in lists}
+    for name in KINDS:
+        if isinstance(given := values.get(name), (list, tuple)):
+            kinds = list(dict.fromkeys(given))
+            fields[name] = [kinds[i % len(kinds)] for i in range(shape.layers)]
     if isinstance(values.get("image_size"), (list, tuple)):
         fields["image_size"] = [PIXELS, PIXELS]
     for name in PARTS:
         if isinstance(part := getattr(default, name, None), transformers.PretrainedConfig):
             fields[name] = _sized(type(part), shape).to_dict()
+    if _has(default, "expand") and _has(default, "head_dim"):  # heads share the expanded width
+        fields["head_dim"] = 2 * shape.width // shape.heads
     for _ in range(12):  # properties cannot be set: those that the class complains of are left out
         try:
             return family(**fields)
@@ -114,8 +121,7 @@ def _wanted(shape: Shape) -> dict[str, Any]:
         for size, names in FIELDS.items()
         for name in names.split()
     }
-    fields |= dict.fromkeys(MULTIPLIERS, shape.width / 256)
-    return fields | dict.fromkeys(("layer_types", "layers_block_type"), None)
+    return fields | dict.fromkeys(MULTIPLIERS, shape.width / 256)
 
 
 def _stages(kind: str, count: int, shape: Shape) -> list[int]:
@@ -140,7 +146,10 @@ def member(task: str, kind: str, shape: Shape, seed: int) -> nn.Module:
     torch.manual_seed(seed)
     name = TASKS[task][kind]
     family = getattr(transformers, name if isinstance(name, str) else name[0])
-    model: nn.Module = family(config_of(kind, shape)).float()
+    config = config_of(kind, shape)
+    if not isinstance(config, family.config_class):  # of the text alone
+        config = config.get_text_config()
+    model: nn.Module = family(config).float()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter += 0.2 * torch.randn_like(parameter) * (parameter.std(correction=0) + 0.5)
