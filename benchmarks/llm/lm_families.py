@@ -159,12 +159,13 @@ def keep(result: Result) -> None:
 INTRODUCTION = """# Families
 
 What became of every family of transformers {version} that has a class for a task: two tiny random
-members, one of {wide[0]} layers, width {wide[1]} and {wide[2]} heads, one of {deep[0]} layers,
-width {deep[1]} and {deep[2]} heads, written and merged from disk. A family counts as merged if the
-spaces of a member are proven by permuting them, the merge with all weight on the wider parent gives
-its outputs ({near:g} of the largest, single precision) unless it is told that it is not exact, and
-a merge with equal weights, zip and refit is loaded and finite. That says nothing about how good
-merges of trained members are.
+members, one of {wide.layers} layers, width {wide.width} and {wide.heads} heads, one of
+{deep.layers} layers, width {deep.width} and {deep.heads} heads (in stages: blocks of the second,
+widths double up to the last), written and merged from disk, or in memory where they have
+BatchNorms. A family counts as merged if the spaces of a member are proven by permuting them, the
+merge with all weight on the wider parent gives its outputs ({near:g} of the largest, single
+precision) unless it is told that it is not exact, and a merge with equal weights, zip and refit is
+loaded and finite. That says nothing about how good merges of trained members are.
 
 `python benchmarks/llm/lm_families.py --task TASK`, then `--page docs/families.md`; lines in
 `benchmarks/results/families.csv`. Machine: 2 cores of an AMD EPYC, {date}.
@@ -191,7 +192,9 @@ def page(path: Path) -> None:
         parts.append(f"## {title}\n\n{len(merged)} of {made} merge:")
         parts.append(", ".join(r.kind for r in merged if r.exact) + ".\n")
         if loose := [r.kind for r in merged if not r.exact]:
-            said = "Merged too, where a parent does not pass a missing layer exactly, as it is told"
+            said = (
+                "Merged too, and told not to be exact (mostly: nothing makes a missing layer zero)"
+            )
             parts.append(f"{said}: {', '.join(loose)}.\n")
         if others := [r for r in mine if r.outcome in ("refused", "failed")]:
             parts.append("| family | what stops it |\n|---|---|")

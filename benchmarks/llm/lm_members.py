@@ -121,7 +121,7 @@ def _wanted(shape: Shape) -> dict[str, Any]:
         for size, names in FIELDS.items()
         for name in names.split()
     }
-    return fields | dict.fromkeys(MULTIPLIERS, shape.width / 256)
+    return fields | dict.fromkeys(MULTIPLIERS, shape.width / 128)
 
 
 def _stages(kind: str, count: int, shape: Shape) -> list[int]:
