@@ -43,10 +43,9 @@ FIELDS = {
     "heads": "num_attention_heads n_head n_heads num_heads encoder_attention_heads "
     "decoder_attention_heads num_self_attention_heads num_cross_attention_heads mamba_n_heads",
     "groups": "num_key_value_heads num_kv_heads multi_query_groups",
-    "8": "head_dim rotary_dim qk_rope_head_dim qk_nope_head_dim v_head_dim "
-    "groups_width num_latents",
+    "8": "head_dim rotary_dim qk_rope_head_dim qk_nope_head_dim v_head_dim num_latents",
     "16": "kv_lora_rank q_lora_rank",
-    "4": "num_experts num_local_experts n_routed_experts moe_num_experts num_groups",
+    "4": "groups_width num_experts num_local_experts n_routed_experts moe_num_experts num_groups",
     "2": "num_experts_per_tok moe_k moe_topk window_size",
     "1": "bos_token_id n_group topk_group first_k_dense_replace",
     "0": "pad_token_id",
