@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Set
 
+from torch import Tensor
 from torch.fx import Node
 
 from hetmerge.correspondence import Correspondence
@@ -19,6 +20,8 @@ from hetmerge.tracing.rules.elementwise import NARY
 
 _TO_SCORES = MOVES | {"mul", "div", "add", "sub", "view", "reshape", "to", "_to_copy"}
 _COMPUTED = NARY | {"topk"}
+_SHAPES = MOVES | {"view", "reshape", "flatten"}
+_NORMALISE = {"batch_norm", "mean", "var", "std", "var_mean", "std_mean"}
 _SOFTMAX = {"softmax", "_softmax", "scaled_dot_product_attention"}
 
 
@@ -58,7 +61,27 @@ def _numbers(node: Node) -> list[float]:
     """What stands in an operation's arguments; whole numbers only where they are computed with."""
     kinds = (int, float) if op_name(node) in _COMPUTED else (float,)
     given = (*node.args, *node.kwargs.values())
-    return [float(a) for a in given if isinstance(a, kinds) and not isinstance(a, bool)]
+    found = [float(a) for a in given if isinstance(a, kinds) and not isinstance(a, bool)]
+    return [*found, *_averaged(node)]
+
+
+def _averaged(node: Node) -> Iterator[float]:
+    """Over how many inputs the code normalises a parameter (an exported name with p_ in front):
+    those that are zero count too."""
+    source = node.all_input_nodes[0] if node.all_input_nodes else node
+    while source.op == "call_function" and op_name(source) in _SHAPES:
+        source = source.all_input_nodes[0]
+    if op_name(node) in _NORMALISE and source.op == "placeholder" and source.name[:2] == "p_":
+        value = node.all_input_nodes[0].meta["val"]
+        groups = value.shape[1] if op_name(node) == "batch_norm" else _made(node).numel()
+        yield value.numel() / groups
+
+
+def _made(node: Node) -> Tensor:
+    """The value of a node, the first of several."""
+    value = node.meta["val"]
+    made: Tensor = value[0] if isinstance(value, (tuple, list)) else value
+    return made
 
 
 def _to_scores(node: Node, scored: Set[str]) -> bool:

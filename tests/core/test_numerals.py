@@ -66,3 +66,36 @@ def test_scales_of_attention_are_not_told() -> None:
     batches = [{"input_ids": torch.randint(0, 31, (8, 8))}]
     result = hm.merge(parents, batches, match="permute", refit=False, progress=False)
     assert not any("its code computes" in note for note in result.report.notes)
+
+
+class Standardised(nn.Module):
+    """A layer whose code gives every row of its weight mean zero and variance one."""
+
+    def __init__(self, width: int, whole: bool) -> None:
+        super().__init__()
+        self.stem, self.next = nn.Linear(4, width), nn.Linear(width, width)
+        self.head, self.whole = nn.Linear(width, 5), whole
+
+    def forward(self, x):
+        x, weight = torch.relu(self.stem(x)), self.next.weight
+        if self.whole:
+            weight = nn.functional.batch_norm(weight[None], None, None, training=True)[0]
+        else:
+            weight = weight / weight.std(1, keepdim=True)
+        return self.head(torch.relu(nn.functional.linear(x, weight)))
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_weights_that_are_normalised_over_other_inputs_are_told(whole: bool) -> None:
+    told = []
+    for widths in ((6, 9), (6, 6)):
+        parents = []
+        for seed, width in enumerate(widths):
+            torch.manual_seed(seed)
+            parents.append(Standardised(width, whole).double().eval())
+        batches = [torch.randn(32, 4, dtype=torch.float64)]
+        result = hm.merge(parents, batches, match="permute", refit=False, progress=False)
+        told.append([note for note in result.report.notes if "its code computes" in note])
+    assert [len(notes) for notes in told] == [1, 0]
+    assert told[0][0].startswith("models[0]: its code computes with")
+    assert " 6 where the merged network's has" in told[0][0]
