@@ -53,9 +53,10 @@ def alike(setting: Setting, spaces: Collection[int], free: bool = True) -> list[
 
 
 def _as_in_parents(setting: Setting, spaces: list[int]) -> list[list[int]]:
-    """A group, or several where a parent's own units have several widths."""
-    for m in range(len(setting.parents)):
-        if all(m in setting.members(k) for k in spaces):
+    """A group, or several where the units of a parent that has all of them have several widths."""
+    where = [o.tensor for k in spaces for o in setting.skeleton.graph.spaces[k].where]
+    for m, link in enumerate(setting.links):
+        if link.tensors.keys() >= set(where):
             sizes: dict[int, list[int]] = {}
             for k in spaces:
                 sizes.setdefault(setting.width(m, k), []).append(k)

@@ -73,3 +73,17 @@ def test_layers_of_two_kinds_meet_their_own_kind(tmp_path, window):
     deep = tf.Gemma3ForCausalLM.from_pretrained(folders[1])
     plan = hm.plan([wide, deep], batches, progress=False, match="zip", depth="head")
     assert any("stands at 'model.layers.1'" in note for note in plan.notes)
+
+
+def test_a_unit_that_a_parent_passes_by_identity_has_the_width_of_the_others():
+    """There the parent's hidden units are its stream."""
+    parents = []
+    for seed, (layers, width) in enumerate([(2, 24), (3, 16)]):
+        config = tf.IBertConfig(
+            vocab_size=models.VOCABULARY, hidden_size=width, num_hidden_layers=layers,
+            num_attention_heads=width // 8, intermediate_size=2 * width, max_position_embeddings=64,
+        )  # fmt: skip
+        parents.append(hf.lively(tf.IBertForMaskedLM(config), seed).float())
+    options = {"match": "permute", "refit": False, "progress": False}
+    result = hm.merge(parents, models.inputs("ibert"), **options)
+    assert result.model.config.intermediate_size == 48
