@@ -80,11 +80,12 @@ def merge(task: str, kind: str) -> Result:
     """Make two members of a family, prove the spaces of one, and merge them twice."""
 
     def outcome(what: str, difference: float = 0.0, exact: bool = True, said: Any = "") -> Result:
-        return Result(task, kind, what, difference, exact, " ".join(str(said).split())[:300])
+        said = re.sub(r"/\S*/tmp\w+", "", " ".join(str(said).split()))  # no folder of this machine
+        return Result(task, kind, what, difference, exact, said[:300])
 
     batches = inputs(task)
     try:
-        wide, deep, _ = pair(task, kind, batches[0])
+        wide, deep = pair(task, kind, batches[0])
     except Exception as error:
         return outcome("not made", said=f"{type(error).__name__}: {error}")
     try:
@@ -99,7 +100,7 @@ def merge(task: str, kind: str) -> Result:
             return outcome("failed", said="the merge with equal weights is not finite")
         return outcome("merged", difference, exact)
     except HetmergeError as error:
-        return outcome("refused", said=re.sub(r"/\S*/tmp\w+", "", str(error)))
+        return outcome("refused", said=error)
     except Exception as error:
         what = "not made" if "allocate memory" in str(error) else "failed"  # more than LARGEST
         return outcome(what, said=f"{type(error).__name__}: {error}")

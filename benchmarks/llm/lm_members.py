@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -158,20 +158,16 @@ def member(task: str, kind: str, shape: Shape, seed: int) -> nn.Module:
     return model.eval()
 
 
-def pair(
-    task: str, kind: str, batch: dict[str, torch.Tensor]
-) -> tuple[nn.Module, nn.Module, torch.Tensor]:
-    """Two members and the outputs of the first; with a group for each head where others fail."""
+def pair(task: str, kind: str, batch: dict[str, torch.Tensor]) -> tuple[nn.Module, nn.Module]:
+    """Two members that run; with a group for each head where others fail."""
     for each_head in (False, True):
-        shapes = [
-            Shape(s.layers, s.width, s.heads, s.heads if each_head else s.groups)
-            for s in (WIDE, DEEP)
-        ]
+        shapes = [replace(s, groups=s.heads) if each_head else s for s in (WIDE, DEEP)]
         try:
             wide, deep = (member(task, kind, s, i) for i, s in enumerate(shapes))
             with torch.no_grad():
-                deep(**batch)
-                return wide, deep, wide(**batch)[0]
+                for model in (wide, deep):
+                    model(**batch)
+            return wide, deep
         except Exception:  # whatever a family says to sizes that it does not allow
             if each_head:
                 raise
