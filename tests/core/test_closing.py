@@ -5,6 +5,9 @@ import torch
 from torch import nn
 
 import hetmerge as hm
+from hetmerge import closing
+from hetmerge.layers import op_name
+from hetmerge.tracing import export
 
 WIDTH = 6
 
@@ -76,3 +79,39 @@ def test_an_absent_unit_is_passed_exactly_or_said_not_to_be(kind) -> None:
     said = any("not exact" in note for note in result.plan.notes)
     assert said == (kind in OPEN)
     assert said == (apart > 1e-8)
+
+
+F = nn.functional
+MOVED = {
+    "roll": lambda y: y.roll(1, 2),
+    "flip": lambda y: y.flip(2),
+    "narrow": lambda y: y.narrow(2, 1, 2),
+    "repeat": lambda y: y.repeat(1, 2, 1, 1),
+    "index_select": lambda y: y.index_select(2, torch.tensor([1, 0])),
+    "im2col": lambda y: F.unfold(y, 2),
+    "col2im": lambda y: F.fold(y.flatten(2), (5, 2), (2, 2)),
+    "avg_pool2d": lambda y: F.avg_pool2d(y, 2),
+    "max_pool2d": lambda y: F.max_pool2d(y, 2, padding=1),
+    "adaptive_avg_pool2d": lambda y: F.adaptive_avg_pool2d(y, 2),
+    "upsample_nearest2d": lambda y: F.interpolate(y, scale_factor=2),
+    "upsample_bilinear2d": lambda y: F.interpolate(y, scale_factor=2, mode="bilinear"),
+    "pixel_shuffle": lambda y: F.pixel_shuffle(y, 2),
+}
+
+
+class Moved(nn.Module):
+    def __init__(self, name: str) -> None:
+        super().__init__()
+        self.name = name
+
+    def forward(self, y):
+        return MOVED[self.name](y)
+
+
+@pytest.mark.parametrize("name", MOVED)
+def test_what_keeps_zeros_is_known_by_the_name_that_it_is_exported_under(name) -> None:
+    zeros = torch.zeros(2, 4, 4, 4) if name != "col2im" else torch.zeros(2, 4, 2, 2)
+    model = Moved(name)
+    assert not model(zeros).any()
+    nodes = [n for n in export(model, zeros).graph.nodes if n.op == "call_function"]
+    assert {op_name(node) for node in nodes} <= closing._FIRST
