@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import torch
+import torch.fx.config as fx_config
 from torch import fx, nn
 from torch.export import ExportedProgram
 from torch.overrides import TorchFunctionMode
@@ -15,6 +16,7 @@ from torch.utils import _pytree as pytree
 
 from hetmerge.errors import TraceError
 from hetmerge.tracing.conventions import inference
+from hetmerge.tracing.functional import make_functional, mutable
 from hetmerge.tracing.operators import operator_name
 from hetmerge.tracing.portable import ANYWHERE
 from hetmerge.tracing.repeating import export_repeated
@@ -67,7 +69,7 @@ def export(
     if meta:
         args, kwargs = pytree.tree_map(_to_meta, (args, kwargs))
     try:
-        with inference(model), device, numbers, warnings.catch_warnings():
+        with inference(model), device, numbers, _no_stack_traces(), warnings.catch_warnings():
             # recurrent layers re-list their weights while they are traced; torch restores the list
             warnings.filterwarnings(
                 "ignore", message=r"The tensor attributes? self\..*_flat_weights"
@@ -78,6 +80,7 @@ def export(
 
             def whole(model: nn.Module) -> ExportedProgram:
                 found = torch.export.export(model, args, kwargs, strict=False, dynamic_shapes=sizes)
+                make_functional(found)
                 return found.run_decompositions({}) if _mutable(found) else found
 
             exported = export_repeated(model, (args, kwargs), whole) if meta and not sizes else None
@@ -114,6 +117,21 @@ def place_on(program: ExportedProgram, device: torch.device) -> None:
         )
         node.args, node.kwargs = args, kwargs
         node.target = ANYWHERE.get(node.target, node.target)
+
+
+@contextlib.contextmanager
+def _no_stack_traces() -> Iterator[None]:
+    """Nodes come without the lines of code that made them, which nobody reads; a sixth sooner."""
+    name = "do_not_emit_stack_traces"
+    if not hasattr(fx_config, name):  # torch before 2.13
+        yield
+        return
+    before = getattr(fx_config, name)
+    setattr(fx_config, name, True)
+    try:
+        yield
+    finally:
+        setattr(fx_config, name, before)
 
 
 class _Numbers(TorchFunctionMode):
@@ -163,10 +181,4 @@ def _shape(leaf: Any) -> str:
 def _mutable(exported: ExportedProgram) -> list[str]:
     """In-place operators, nested graphs included."""
     graphs = [m for m in exported.graph_module.modules() if isinstance(m, fx.GraphModule)]
-    return [
-        operator_name(node)
-        for graph in graphs
-        for node in graph.graph.nodes
-        if node.op == "call_function"
-        and getattr(getattr(node.target, "_schema", None), "is_mutable", False)
-    ]
+    return [operator_name(node) for graph in graphs for node in graph.graph.nodes if mutable(node)]
