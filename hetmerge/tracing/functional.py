@@ -39,6 +39,8 @@ def make_functional(exported: ExportedProgram) -> None:
     made = _Run(nodes)
     place = {node: i for i, node in enumerate(nodes)}
     for node in nodes:
+        if node.target is torch.ops.aten.lift_fresh_copy.default:  # a tensor in a model's own code
+            node.target = torch.ops.aten.clone.default
         twin = made.twins.get(node)
         if twin is None:
             continue
