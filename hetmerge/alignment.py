@@ -148,7 +148,30 @@ def find_stages(
             + " and ".join(str(len(stages)) for stages in found)
             + " stages; allowed: the same number (name them with blocks=)"
         )
+    _refuse_turns(networks, found)
     return found
+
+
+def _refuse_turns(networks: Sequence[Network], found: Sequence[Sequence[Stage]]) -> None:
+    """What a parent without a unit carries past it is then not the unit before in its list."""
+    for s, mine in enumerate(zip(*found, strict=True)):
+        depths = [len(stage.units) for stage in mine]
+        for network, stages in zip(networks, found, strict=True) if len(set(depths)) > 1 else ():
+            first, last = _span(network, stages[s])
+            for other in stages:
+                start, stop = _span(network, other)
+                if other is not stages[s] and first < stop and start < last:
+                    raise AlignmentError(
+                        f"{network.name}: the units of {mine[0].name!r} run in turn with those of "
+                        f"{other.name!r}; allowed there: equal depths, not "
+                        + " and ".join(map(str, depths))
+                    )
+
+
+def _span(network: Network, stage: Stage) -> tuple[int, int]:
+    """Where its first unit ends, and its last."""
+    order = network.nodes.order
+    return order[stage.units[0].output], order[stage.units[-1].output]
 
 
 def _containers(networks: Sequence[Network]) -> list[str]:
@@ -269,13 +292,11 @@ def _enough(batches: Sequence[Call]) -> Sequence[Call]:
 def _outputs(network: Network, stages: Sequence[Stage], call: Call) -> list[list[Tensor]]:
     """Per stage, per unit, what CKA sees of its output."""
     walker = network.walk([call])
-    found: list[list[Tensor]] = []
-    for stage in stages:
-        found.append([])
-        for unit in stage.units:
-            found[-1].append(_samples(walker.value(unit.output)[0], call, network.member))
-            release([network])
-    return found
+    found: dict[str, Tensor] = {}
+    for unit in network.nodes.in_turn(stages):
+        found[unit.output] = _samples(walker.value(unit.output)[0], call, network.member)
+        release([network])
+    return [[found[unit.output] for unit in stage.units] for stage in stages]
 
 
 def _samples(output: Tensor, call: Call, member: int | None) -> Tensor:

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 from torch.fx import Node
 
+from hetmerge.layers import op_name
 from hetmerge.network import Network
 from hetmerge.tracing.expr import Concat, Expr, Leaf, Product, size
 
@@ -44,9 +45,10 @@ def views_of(network: Network) -> dict[int, list[View]]:
 
 
 def _of_numbers(node: Node | None) -> bool:
-    """Its value holds features, not indices or what is true."""
+    """Its value holds features: no indices, nothing true or false, no infinities of a mask."""
     value = node.meta.get("val") if node else None
-    return not isinstance(value, Tensor) or value.is_floating_point()
+    masked = node is not None and op_name(node) == "masked_fill"
+    return not masked and (not isinstance(value, Tensor) or value.is_floating_point())
 
 
 def _add(seen: dict[int, dict[View, None]], node: str, dim: int, exprs: tuple[Expr, ...]) -> None:

@@ -33,7 +33,8 @@ from hetmerge.tracing.rules.elementwise import NARY
 from hetmerge.uniform import alike
 from hetmerge.weights import OnDisk
 
-_ADDED = NARY | {"baddbmm"}  # operators that constants meet values in
+_SCORES = "scaled_dot_product_attention"
+_ADDED = NARY | {"baddbmm", _SCORES}  # operators that constants meet values in
 NEAR = 1e-2  # mean squared difference of constants that count as the same, of their mean square
 BY_NUMBER = (
     "experts are chosen by number: each meets those of its number in the other parents, as in "
@@ -69,7 +70,8 @@ class Constants:
 
     def _note(self, node: Node, constant: Node, exprs: Sequence[Expr]) -> None:
         shape = getattr(constant.meta.get("val"), "shape", ())
-        for dim in range(-min(len(shape), len(exprs)), 0):
+        own = -2 if op_name(node) == _SCORES else 0  # the last are positions in a mask
+        for dim in range(-min(len(shape), len(exprs)), own):
             if shape[dim] == size(exprs[dim]) > 1:
                 meeting = _Meeting(constant.name, dim, exprs[dim])
                 for leaf in leaves(exprs[dim]):

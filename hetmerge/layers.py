@@ -25,7 +25,7 @@ class Layer:
         norm: prefix of the BatchNorm folded into it ("" if none).
         tail: node where its output is complete (after the folded norm).
         spatial: spatial dimensions of a convolution; 0 for a linear map.
-        transposed: the weight is [in, out] (`addmm`) and not [out, in].
+        transposed: the weight is [in, out] (`addmm`, `matmul`) and not [out, in].
         shared: something else reads the weight too, so it cannot be solved for here.
     """
 
@@ -84,16 +84,18 @@ def find_layers(program: ExportedProgram) -> tuple[Layer, ...]:
 
 def _layer(node: Node, names: dict[str, str]) -> Layer | None:
     op, args = op_name(node), list[Any](node.args)
-    transposed = op == "addmm"
-    if transposed:
+    transposed = op in ("addmm", "matmul", "mm")
+    if op == "addmm":
         args = [args[1], args[2], args[0]]
-    elif op not in CONVOLUTIONS and op != "linear":
+    elif op not in CONVOLUTIONS and op != "linear" and not transposed:
         return None
     source, weight = args[0], args[1]
     bias = args[2] if len(args) > 2 else node.kwargs.get("bias")
     if not isinstance(source, Node) or not isinstance(weight, Node):
         return None
     if weight.name not in names or source.name in names:
+        return None
+    if transposed and (weight.meta["val"].dim() != 2 or source.meta["val"].dim() < 2):
         return None
     own = names.get(bias.name) if isinstance(bias, Node) else None
     if isinstance(bias, Node) and own is None:

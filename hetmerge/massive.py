@@ -60,7 +60,7 @@ def _massive(network: Network, calls: Sequence[Call], progress: Progress) -> lis
     """Per batch bool [batch * length]: some unit's output is massive there."""
     walker = network.walk(calls)
     found: list[Tensor] = []
-    units = [unit for stage in find_stages([network])[0] for unit in stage.units]
+    units = network.nodes.in_turn(find_stages([network])[0])
     for unit in progress.track(units, f"massive activations of {network.name}"):
         values = walker.value(unit.output)
         pairs = zip(values, calls, strict=True)

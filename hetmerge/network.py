@@ -164,10 +164,9 @@ def outputs_of(
     for group in [[call] for call in calls] if network.in_memory else [calls]:
         walker = network.walk(group)
         walker.hold(ends)
-        for stage in stages:
-            for unit in stage.units:
-                walker.compute([unit.output])
-                release([network])
+        for unit in network.nodes.in_turn(stages):
+            walker.compute([unit.output])
+            release([network])
         reached = dict(walker.values)
         for i, call in enumerate(group):
             last = network.walk([call])

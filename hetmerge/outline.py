@@ -71,6 +71,11 @@ class ModuleNodes:
                 return node
         return None
 
+    def in_turn(self, stages: Sequence[Stage]) -> list[Unit]:
+        """All units in the order in which they end: those of two lists may run in turns."""
+        units = [unit for stage in stages for unit in stage.units]
+        return sorted(units, key=lambda unit: self.order[unit.output])
+
 
 def _stack(node: Node) -> tuple[str, ...]:
     stack = node.meta.get("nn_module_stack") or {}

@@ -81,10 +81,9 @@ def _streamed(model: Checkpoint, batches: Sequence[Tensor]) -> Iterator[Sequence
     calls: list[Call] = [((), {"input_ids": ids.to(device)}) for ids in batches]
     network = Network(model, calls[0], str(model.folder), fold=False)
     walker = network.walk(calls)
-    for stage in find_stages([network])[0]:
-        for unit in stage.units:
-            walker.value(unit.output)
-            release([network])
+    for unit in network.nodes.in_turn(find_stages([network])[0]):
+        walker.value(unit.output)
+        release([network])
     head = max(network.layers, key=lambda layer: network.nodes.order[layer.node])
     (end,) = network.graph.outputs[:1]
     streams = walker.value(head.source)

@@ -86,9 +86,8 @@ def _pass_bytes(setting: Setting, member: int, growth: float) -> int:
     """A parent's pass over one batch, unit by unit."""
     network, meter = setting.parents[member], Meter()
     ledger = Ledger(network, growth, 1, meter)
-    for stage in setting.alignment.stages[member]:
-        for unit in stage.units:
-            ledger.compute([unit.output])
-            ledger.read.clear()
+    for unit in network.nodes.in_turn(setting.alignment.stages[member]):
+        ledger.compute([unit.output])
+        ledger.read.clear()
     ledger.compute(network.graph.outputs)
     return int(meter.peak)

@@ -71,8 +71,14 @@ KINDS = ("layer_types", "layers_block_type", "block_types")  # lists of a kind f
 PARTS = ("vision_config", "text_config")
 
 
+# Families that cut their heads in parts: so many times the width and the heads.
+TIMES = {"codegen": 2}
+
+
 def config_of(kind: str, shape: Shape) -> Any:
     """A tiny configuration: every field that this family has, layers of every kind in turn."""
+    times = TIMES.get(kind, 1)
+    shape = replace(shape, width=times * shape.width, heads=times * shape.heads)
     return _sized(CONFIG_MAPPING[kind], shape)
 
 

@@ -4,19 +4,19 @@ from __future__ import annotations
 
 import contextlib
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import torch
-import torch.fx.config as fx_config
 from torch import fx, nn
 from torch.export import ExportedProgram
-from torch.overrides import TorchFunctionMode
 from torch.utils import _pytree as pytree
 
 from hetmerge.errors import TraceError
 from hetmerge.tracing.conventions import inference
 from hetmerge.tracing.functional import make_functional, mutable
+from hetmerge.tracing.linear import make_linear
+from hetmerge.tracing.modes import Numbers, Runs, without_lines
 from hetmerge.tracing.operators import operator_name
 from hetmerge.tracing.portable import ANYWHERE
 from hetmerge.tracing.repeating import export_repeated
@@ -65,11 +65,11 @@ def export(
     args, kwargs = example(args, kwargs)
     meta = any(p.device.type == "meta" for p in model.parameters())
     device: Any = torch.device("meta") if meta else contextlib.nullcontext()
-    numbers = _Numbers() if meta else contextlib.nullcontext()
+    numbers: Any = Numbers() if meta else contextlib.nullcontext()
     if meta:
         args, kwargs = pytree.tree_map(_to_meta, (args, kwargs))
     try:
-        with inference(model), device, numbers, _no_stack_traces(), warnings.catch_warnings():
+        with inference(model), device, numbers, Runs(), without_lines(), warnings.catch_warnings():
             # recurrent layers re-list their weights while they are traced; torch restores the list
             warnings.filterwarnings(
                 "ignore", message=r"The tensor attributes? self\..*_flat_weights"
@@ -90,6 +90,7 @@ def export(
     left = _mutable(exported)
     if left:
         raise TraceError(f"{type(model).__name__}: in-place {left[0]} could not be made functional")
+    make_linear(exported)
     exported.graph.eliminate_dead_code()  # such as a pooler whose output is not returned
     exported.graph_module.recompile()
     return exported
@@ -117,40 +118,6 @@ def place_on(program: ExportedProgram, device: torch.device) -> None:
         )
         node.args, node.kwargs = args, kwargs
         node.target = ANYWHERE.get(node.target, node.target)
-
-
-@contextlib.contextmanager
-def _no_stack_traces() -> Iterator[None]:
-    """Nodes come without the lines of code that made them, which nobody reads; a sixth sooner."""
-    name = "do_not_emit_stack_traces"
-    if not hasattr(fx_config, name):  # torch before 2.13
-        yield
-        return
-    before = getattr(fx_config, name)
-    setattr(fx_config, name, True)
-    try:
-        yield
-    finally:
-        setattr(fx_config, name, before)
-
-
-class _Numbers(TorchFunctionMode):
-    """Numbers, and lists of them as an index, keep their values on the meta device."""
-
-    def __torch_function__(
-        self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
-    ) -> Any:
-        kwargs = kwargs or {}
-        if func is torch.tensor and isinstance(args[0], (bool, int, float)):
-            kwargs = {**kwargs, "device": "cpu"}
-        if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
-            args = (args[0], tuple(_index(part) for part in args[1]))
-        return func(*args, **kwargs)
-
-
-def _index(part: Any) -> Any:
-    listed = isinstance(part, list) and all(type(i) is int for i in part)
-    return torch.tensor(part, dtype=torch.int64, device="cpu") if listed else part
 
 
 def _free_sizes(model: nn.Module, args: Any, kwargs: Any) -> Any:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from planted_nets import ResNet, images, randomised, vgg
 from torch import Tensor, nn
 
+import hetmerge as hm
 from hetmerge.alignment import align, find_stages
 from hetmerge.batches import as_call
 from hetmerge.errors import AlignmentError
@@ -135,3 +136,38 @@ def test_blocks_named_by_hand() -> None:
     assert [len(s.units) for stages in found for s in stages] == [3, 1]
     with pytest.raises(AlignmentError, match="names module 'blocks.7'"):
         find_stages(networks, [[["blocks.7"]], [["blocks.0"]]])
+
+
+class InTurn(nn.Module):
+    """Two lists of blocks, of which one block each runs in turn."""
+
+    def __init__(self, depth: int, width: int) -> None:
+        super().__init__()
+        self.entry, self.head = nn.Linear(4, width), nn.Linear(width, 3)
+        self.first, self.second = (
+            nn.ModuleList(
+                nn.Sequential(nn.Linear(width, width), nn.Tanh(), nn.Linear(width, width))
+                for _ in range(depth)
+            )
+            for _ in range(2)
+        )
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.entry(x)
+        for one, other in zip(self.first, self.second, strict=True):
+            x = x + one(x)
+            x = x + other(x)
+        return self.head(x)
+
+
+def test_blocks_of_two_lists_that_run_in_turn_need_equal_depths() -> None:
+    torch.manual_seed(0)
+    parents = [InTurn(2, 8).double().eval(), InTurn(2, 6).double().eval()]
+    batches = list(torch.randn(64, 4, dtype=torch.float64).split(32))
+    options = {"match": "permute", "refit": False, "progress": False}
+    result = hm.merge(parents, batches, weights=[1, 0], **options)
+    assert list(result.plan.similarities) == ["first", "second"]
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(batches[0]), parents[0](batches[0]))
+    with pytest.raises(AlignmentError, match="'first' run in turn with .*'second'.*not 2 and 3"):
+        hm.merge([parents[0], InTurn(3, 6).double().eval()], batches, **options)

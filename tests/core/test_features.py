@@ -26,3 +26,21 @@ def test_what_is_true_of_features_is_not_compared() -> None:
     result = hm.merge(parents, batches, weights=[1, 0], **options)
     with torch.no_grad():
         torch.testing.assert_close(result.model(batches[0]), parents[0](batches[0]))
+
+
+class Masked(Summed):
+    """Features that no layer reads, half of them hidden behind a mask."""
+
+    def forward(self, x):
+        hidden = x[:, :1] > 0
+        return self.first(x).masked_fill(hidden, float("-inf")).exp().sum(-1, keepdim=True)
+
+
+def test_infinities_of_a_mask_are_not_compared() -> None:
+    torch.manual_seed(0)
+    parents = [Masked(width).double().eval() for width in (6, 8)]
+    batches = list(torch.randn(64, 4, dtype=torch.float64).split(32))
+    options = {"match": "permute", "refit": False, "progress": False}
+    result = hm.merge(parents, batches, weights=[1, 0], **options)
+    with torch.no_grad():
+        torch.testing.assert_close(result.model(batches[0]), parents[0](batches[0]))

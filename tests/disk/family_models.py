@@ -57,6 +57,11 @@ def _tower(layers: int, width: int, heads: int) -> dict[str, int]:
     }
 
 
+def _falcon(**fixed: Any) -> Maker:
+    """Queries, keys and values in one product, cut by lists of numbers; weights kept transposed."""
+    return _plain(tf.FalconConfig, tf.FalconForCausalLM, {"inner": ""}, **fixed, **_TEXT)
+
+
 _TEXT = {"vocab_size": VOCABULARY, "max_position_embeddings": 64}
 _IMAGE = {"image_size": 16, "patch_size": 8}
 
@@ -112,6 +117,9 @@ OTHERS = {
         bos_token_id=0,
         eos_token_id=0,
     ),
+    "falcon": _falcon(multi_query=True),
+    "falcon-groups": _falcon(new_decoder_architecture=True, num_kv_heads=2),
+    "falcon-alibi": _falcon(multi_query=False, parallel_attn=False, alibi=True, bias=True),
     "gpt-neox": _plain(tf.GPTNeoXConfig, tf.GPTNeoXForCausalLM, {}, **_TEXT),
     "opt": _plain(tf.OPTConfig, tf.OPTForCausalLM, {"inner": "ffn_dim"}, **_TEXT),
     "bert": _plain(tf.BertConfig, tf.BertForMaskedLM, {}, **_TEXT),
