@@ -41,7 +41,7 @@ Batch = dict[str, torch.Tensor]
 
 OUT = Console()
 RESULTS = FOLDER / "families.csv"
-LONGEST, LARGEST = 240, 8 << 30  # seconds and bytes of address space for one family
+LONGEST, LARGEST = 240, 12 << 30  # seconds and bytes of address space for one family
 ALONE: dict[str, Any] = {"weights": [1, 0], "refit": False, "match": "permute"}
 NEAR = 1e-4  # of the largest output: single precision, a few layers
 
