@@ -18,13 +18,13 @@ def make_linear(exported: ExportedProgram) -> None:
     """Replace `x @ weight.T`, of a parameter with two dimensions, by `linear(x, weight)`."""
     parameters = set(exported.graph_signature.inputs_to_parameters)
     for node in exported.graph.nodes:
-        if operator_name(node) not in _PRODUCTS or node.op != "call_function":
+        if node.op != "call_function" or operator_name(node) not in _PRODUCTS:
             continue
-        x, factor = node.args
+        x, factor = named_arguments(node, node.args, node.kwargs).values()
         weight = _transposed(factor)
-        if weight is not None and weight.name in parameters and x.meta["val"].dim() > 0:
+        if weight is not None and weight.name in parameters:
             node.target = torch.ops.aten.linear.default
-            node.args = (x, weight)
+            node.args, node.kwargs = (x, weight), {}
 
 
 def _transposed(node: Any) -> fx.Node | None:

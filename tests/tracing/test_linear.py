@@ -21,6 +21,7 @@ TRANSPOSED: dict[str, Product] = {
     "transpose": lambda x, w: x @ w.transpose(-2, -1),
     "permute": lambda x, w: x @ w.permute(1, 0),
     "mm": lambda x, w: torch.mm(x, w.T),
+    "by name": lambda x, w: torch.matmul(x, other=w.T),
 }
 
 
