@@ -33,7 +33,7 @@ class Numbers(TorchFunctionMode):
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
     ) -> Any:
         kwargs = kwargs or {}
-        if func in (torch.tensor, torch.as_tensor) and _is_written(args[0]):
+        if func in (torch.tensor, torch.as_tensor) and args and _is_written(args[0]):
             made = func(*args, **{**kwargs, "device": "cpu"})
             return made if made.dim() == 0 else made.to(kwargs.get("device") or "meta")
         if func is torch.Tensor.__getitem__ and isinstance(args[1], tuple):
@@ -42,8 +42,8 @@ class Numbers(TorchFunctionMode):
 
 
 class Runs(TorchFunctionMode):
-    """A list of consecutive numbers as an index, such as `x[..., [-1], :]`, is read as the slice
-    that it is equal to: entries of a slice keep their places."""
+    """A list of consecutive numbers as an index, such as `x[..., [-1], :]`, is read as a copy of
+    the slice that it is equal to: entries of a slice keep their places."""
 
     def __torch_function__(
         self, func: Any, types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
@@ -53,7 +53,8 @@ class Runs(TorchFunctionMode):
             others = [part for part in args[1] if not _is_list(part)]
             plain = all(p is None or p is Ellipsis or isinstance(p, slice) for p in others)
             if plain and len(lists) == 1 and _is_run(lists[0]):
-                args = (args[0], tuple(_as_slice(p) if _is_list(p) else p for p in args[1]))
+                index = tuple(_as_slice(p) if _is_list(p) else p for p in args[1])
+                return func(args[0], index).clone(memory_format=torch.contiguous_format)
         return func(*args, **(kwargs or {}))
 
 

@@ -62,6 +62,17 @@ def test_other_lists_are_left(cut: Cut) -> None:
     assert torch.equal(export(model, x).module()(x), model(x))
 
 
+def test_a_run_is_a_copy() -> None:
+    def cut(y: Tensor) -> tuple[Tensor, Tensor]:
+        one = y[..., [-1], :]
+        one += 1
+        return y, one.view(2, 3, 8)[:, :, None]  # slices are not laid out for a view
+
+    x = torch.randn(2, 3, 5)
+    model = Cutting(cut).eval()
+    assert torch.equal(export(model, x).module()(x), model(x))
+
+
 class Written(nn.Module):
     def __init__(self) -> None:
         super().__init__()
