@@ -35,7 +35,7 @@ from hetmerge.errors import HetmergeError
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from lines import FOLDER, read, write
-from lm_members import DEEP, TASKS, WIDE, inputs, pair
+from lm_members import DEEP, TASKS, TIMES, WIDE, inputs, pair
 
 Batch = dict[str, torch.Tensor]
 
@@ -162,11 +162,11 @@ INTRODUCTION = """# Families
 What became of every family of transformers {version} that has a class for a task: two tiny random
 members, one of {wide.layers} layers, width {wide.width} and {wide.heads} heads, one of
 {deep.layers} layers, width {deep.width} and {deep.heads} heads (in stages: blocks of the second,
-widths double up to the last), written and merged from disk, or in memory where they have
-BatchNorms. A family counts as merged if the spaces of a member are proven by permuting them, the
-merge with all weight on the wider parent gives its outputs ({near:g} of the largest, single
-precision) unless it is told that it is not exact, and a merge with equal weights, zip and refit is
-loaded and finite. That says nothing about how good merges of trained members are.
+widths double up to the last; times the width and heads: {larger}), written and merged from disk, or
+in memory where they have BatchNorms. A family counts as merged if the spaces of a member are proven
+by permuting them, the merge with all weight on the wider parent gives its outputs ({near:g} of the
+largest, single precision) unless it is told that it is not exact, and a merge with equal weights,
+zip and refit is loaded and finite. That says nothing about how good merges of trained members are.
 
 `python benchmarks/llm/lm_families.py --task TASK`, then `--page docs/families.md`; lines in
 `benchmarks/results/families.csv`. Machine: 2 cores of an AMD EPYC, {date}.
@@ -182,6 +182,7 @@ def page(path: Path) -> None:
     """Write what is known as Markdown."""
     today = datetime.now(timezone.utc).date().isoformat()
     known = {"version": transformers.__version__, "wide": WIDE, "deep": DEEP, "near": NEAR}
+    known["larger"] = ", ".join(f"{kind} {times}" for kind, times in TIMES.items())
     parts = [INTRODUCTION.format(**known, date=today)]
     results = list(read(RESULTS, parsed).values())
     for task, title in TITLES.items():

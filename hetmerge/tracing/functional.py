@@ -29,7 +29,7 @@ def make_functional(exported: ExportedProgram) -> None:
     Nobody can if no input, and nothing that is read behind the operator, shares memory with `x`,
     and if the sum has the type, sizes and strides of `x`. Who shares memory is found by running the
     program once without data. What is not replaced stays as it is; torch's own way, which knows
-    every case (:meth:`ExportedProgram.run_decompositions`), takes twice as long as the export.
+    every case (:meth:`ExportedProgram.run_decompositions`), traces the program a second time.
     """
     nodes = list(exported.graph.nodes)
     if not any(mutable(node) for node in nodes):

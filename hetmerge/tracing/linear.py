@@ -11,7 +11,7 @@ from torch.export import ExportedProgram
 from hetmerge.tracing.operators import named_arguments, operator_name
 
 _PRODUCTS = {"matmul", "mm"}
-_TRANSPOSES = {"t", "numpy_T", "mT", "adjoint"}
+_TRANSPOSES = {"t", "numpy_T", "mT"}
 
 
 def make_linear(exported: ExportedProgram) -> None:

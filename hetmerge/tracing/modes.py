@@ -13,7 +13,8 @@ from torch.overrides import TorchFunctionMode
 
 @contextlib.contextmanager
 def without_lines() -> Iterator[None]:
-    """Nodes come without the lines of code that made them, which nobody reads: a sixth sooner."""
+    """Nodes come without the lines of code that made them: finding them takes time, nobody reads
+    them."""
     name = "do_not_emit_stack_traces"
     if not hasattr(fx_config, name):  # torch before 2.13
         yield

@@ -1,5 +1,6 @@
 """Where features are looked at."""
 
+import pytest
 import torch
 from torch import nn
 
@@ -18,16 +19,6 @@ class Summed(nn.Module):
         return torch.where(y > 0, y, 0.1 * y).sum(-1, keepdim=True)
 
 
-def test_what_is_true_of_features_is_not_compared() -> None:
-    torch.manual_seed(0)
-    parents = [Summed(width).double().eval() for width in (6, 8)]
-    batches = list(torch.randn(64, 4, dtype=torch.float64).split(32))
-    options = {"match": "permute", "refit": False, "progress": False}
-    result = hm.merge(parents, batches, weights=[1, 0], **options)
-    with torch.no_grad():
-        torch.testing.assert_close(result.model(batches[0]), parents[0](batches[0]))
-
-
 class Masked(Summed):
     """Features that no layer reads, half of them hidden behind a mask."""
 
@@ -36,9 +27,10 @@ class Masked(Summed):
         return self.first(x).masked_fill(hidden, float("-inf")).exp().sum(-1, keepdim=True)
 
 
-def test_infinities_of_a_mask_are_not_compared() -> None:
+@pytest.mark.parametrize("net", [Summed, Masked])
+def test_neither_what_is_true_of_features_nor_a_mask_is_compared(net: type[Summed]) -> None:
     torch.manual_seed(0)
-    parents = [Masked(width).double().eval() for width in (6, 8)]
+    parents = [net(width).double().eval() for width in (6, 8)]
     batches = list(torch.randn(64, 4, dtype=torch.float64).split(32))
     options = {"match": "permute", "refit": False, "progress": False}
     result = hm.merge(parents, batches, weights=[1, 0], **options)
