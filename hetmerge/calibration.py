@@ -20,6 +20,7 @@ from hetmerge.network import Network
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
 from hetmerge.relatives import relatives
+from hetmerge.scope import Scope
 from hetmerge.setting import Setting, build_setting
 from hetmerge.vocabulary import Vocabulary
 
@@ -116,7 +117,7 @@ def calibrate(
     calls = as_calls(models, batches, depth)
     bar = Progress(progress)
     found = align_parents(models, calls, depth, "zero", blocks, bar)
-    for part in gather(found.setting, calls, bar, within):
+    for part in gather(found.setting, calls, bar, Scope(within)):
         found.take(part)
     return found
 

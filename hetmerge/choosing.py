@@ -20,7 +20,7 @@ from hetmerge.errors import HetmergeError, InputError, PlanError
 from hetmerge.gathering import gather
 from hetmerge.judging import outputs_explained
 from hetmerge.maps_cost import NoRoom
-from hetmerge.matching import rotation_of, shrinks
+from hetmerge.matching import rotation_of
 from hetmerge.norm_scales import norm_scales
 from hetmerge.options import Options
 from hetmerge.partition import Partition
@@ -28,6 +28,7 @@ from hetmerge.progress import Progress
 from hetmerge.projection import Projector
 from hetmerge.realising import Realised, correct, is_exact, realise
 from hetmerge.refit import Memory
+from hetmerge.scope import Scope, shrinks
 from hetmerge.setting import Setting
 
 if TYPE_CHECKING:
@@ -86,7 +87,7 @@ def candidates(setting: Setting, options: Options) -> list[str]:
     spaces = setting.skeleton.graph.spaces
     whole = options.stop_at is None  # behind a cut a parent needs its stream as it was
     turns = whole and any(rotation_of(setting, space.index) for space in spaces)
-    one_to_one = options.budget is None and not shrinks(setting, options.width)
+    one_to_one = options.budget is None and not shrinks(setting, options)
     return [*(["permute"] if one_to_one else []), "zip", "pca" if turns else "select"]
 
 
@@ -102,7 +103,8 @@ def choose(statistics: Statistics, options: Options, finish: Finish, progress: P
     setting, names = statistics.setting, candidates(statistics.setting, options)
     fit, held = split(statistics.calls)
     known = statistics.of(fit)
-    for part in gather(setting, fit, progress, within=True, whole="pca" in names):
+    scope = Scope.of(setting, replace(options, match=names[-1]))
+    for part in gather(setting, fit, progress, scope):
         known.take(part)
     matchings = {"zip": match_within(known, replace(options, match="zip"))}
     if is_exact(setting, matchings["zip"].partitions):

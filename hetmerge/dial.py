@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -12,44 +12,96 @@ from torch import Tensor
 
 from hetmerge.allocation import Allocation, Problem, allocate
 from hetmerge.calibration import Statistics
+from hetmerge.dials import Dial, dials_of
 from hetmerge.errors import InputError
+from hetmerge.gathering import Gathered, visits_of
+from hetmerge.halfway import Halfway
 from hetmerge.losses import shares_lost
 from hetmerge.matching import Matcher, Matching, match_spaces
 from hetmerge.options import Options
+from hetmerge.scope import Scope
 from hetmerge.selecting import importance_of
+from hetmerge.sizes import SizesOnly
 from hetmerge.tracing.spaces import Space
-from hetmerge.uniform import alike, is_uniform
 from hetmerge.width_cost import Cost, flop_cost, parameter_cost
 
-POINTS = 64  # widths at most that are tried of one space
 MOST = 1 - 1e-6  # that may be lost of a space: the logarithm of what is kept stays finite
 
 
 @dataclass(frozen=True)
-class Curve:
-    """What is lost at every width that spaces of equal width may have.
+class Choice:
+    """What a budget leaves to choose.
 
     Attributes:
-        spaces: indices of the spaces; more than one where a family needs them equal.
-        widths: ascending, the last one the union.
-        losses: [widths] minus log of the share that is kept, summed over the places that read them.
+        dials: spaces and the widths they may have.
+        cost: of the merged network.
+        widest: the width of every space at `max`.
+        limit: the budget.
     """
 
-    spaces: tuple[int, ...]
-    widths: list[int]
-    losses: Tensor
+    dials: list[Dial]
+    cost: Cost
+    widest: dict[int, int]
+    limit: float
 
-    def half(self, widest: int, wide: bool) -> Curve:
-        """From the widest parent on, or up to it."""
-        at = [i for i, n in enumerate(self.widths) if (n >= widest if wide else n <= widest)]
-        return Curve(self.spaces, [self.widths[i] for i in at], self.losses[at])
+    @staticmethod
+    def of(matcher: Matcher, seen: Iterable[int], widest: Mapping[int, int]) -> Choice:
+        """The choice of a matcher's options.
+
+        The widths that training was given are the best known guess of what a place needs: where the
+        budget allows all of them no space becomes narrower, and where it does not none becomes
+        wider.
+
+        Args:
+            seen: spaces that are compared in activations.
+            widest: widths at `max` of all spaces that are matched.
+
+        Raises:
+            InputError: the budget is below the smallest possible cost.
+        """
+        setting, budget = matcher.setting, matcher.options.budget
+        assert budget is not None
+        skeleton = setting.skeleton
+        ((name, limit),) = budget.items()
+        cost = (
+            parameter_cost(skeleton) if name == "parameters" else flop_cost(skeleton, setting.call)
+        )
+        known = {space.index: space.size for space in skeleton.graph.spaces} | dict(widest)
+        wide = cost.at(known) <= limit
+        dials = dials_of(matcher, set(seen), known)
+        halves = [dial.half(known[dial.spaces[0]], wide) for dial in dials]
+        smallest = {k: dial.widths[0] for dial in halves for k in dial.spaces}
+        if (least := cost.at({**known, **smallest})) > limit:
+            raise InputError(
+                f"budget: got {limit:,} {name}; allowed: {least:,.0f} or more, the cost with every "
+                f"space as narrow as match={matcher.options.match!r} makes it"
+            )
+        return Choice(halves, cost, known, limit)
+
+    def spend(self, losses: Mapping[int, Tensor]) -> tuple[dict[int, int], str]:
+        """Width per space whose width can be chosen, and a remark for the plan.
+
+        Args:
+            losses: space -> [widths of its dial], what is lost there.
+        """
+        curves = [torch.stack([losses[k] for k in d.compared]).sum(0) for d in self.dials]
+        found = allocate(problem_of(self.dials, curves, self.cost, self.widest, self.limit))
+        assert found is not None  # the smallest widths are within the budget
+        pairs = zip(self.dials, found.choice, strict=True)
+        widths = {k: dial.widths[i] for dial, i in pairs for k in dial.spaces}
+        return widths, self._note(found, widths)
+
+    def _note(self, found: Allocation, widths: Mapping[int, int]) -> str:
+        cost = self.cost.at({**self.widest, **widths})
+        return (
+            f"budget: {cost:,.0f} of {self.limit:,} {self.cost.name}; predicted loss "
+            f"{found.loss:.5f}, and no choice of widths within the budget has less than "
+            f"{found.bound:.5f}"
+        )
 
 
 def match_within(statistics: Statistics, options: Options) -> Matching:
     """Partitions at the options' width, or at the widths that lose least within the budget.
-
-    The widths that training was given are the best known guess of what a place needs: where the
-    budget allows all of them no space becomes narrower, and where it does not none becomes wider.
 
     Raises:
         InputError: the budget is below the smallest possible cost, or as `match_spaces`.
@@ -59,100 +111,148 @@ def match_within(statistics: Statistics, options: Options) -> Matching:
     matcher = Matcher(statistics, options)
     even = matcher.match("max").partitions
     spaces = statistics.setting.skeleton.graph.spaces
-    fixed = {space.index: space.size for space in spaces}
-    fixed |= {k: partition.width for k, partition in even.items()}
-    widths, note = _spent(matcher, fixed, *next(iter(options.budget.items())))
+    seen = [space.index for space in spaces if space.name in statistics.moments]
+    choice = Choice.of(matcher, seen, {k: partition.width for k, partition in even.items()})
+    losses = {k: losses_of(matcher, spaces[k], d.widths) for d in choice.dials for k in d.compared}
+    widths, note = choice.spend(losses)
     matching = matcher.match({spaces[k].name: width for k, width in widths.items()})
     return replace(matching, notes=(*matching.notes, note))
 
 
-def _spent(
-    matcher: Matcher, widest: Mapping[int, int], name: str, limit: float
-) -> tuple[dict[int, int], str]:
-    """Width per space whose width can be chosen, and a remark for the plan."""
-    setting = matcher.setting
-    skeleton = setting.skeleton
-    cost = parameter_cost(skeleton) if name == "parameters" else flop_cost(skeleton, setting.call)
-    wide = cost.at(widest) <= limit
-    curves = [curve.half(widest[curve.spaces[0]], wide) for curve in curves_of(matcher)]
-    found = allocate(problem_of(curves, cost, widest, limit))
-    if found is None:
-        smallest = {k: curve.widths[0] for curve in curves for k in curve.spaces}
-        raise InputError(
-            f"budget: got {limit:,} {name}; allowed: {cost.at({**widest, **smallest}):,.0f} or "
-            f"more, the cost with every space as narrow as match={matcher.options.match!r} makes it"
-        )
-    pairs = zip(curves, found.choice, strict=True)
-    widths = {k: curve.widths[i] for curve, i in pairs for k in curve.spaces}
-    return widths, _note(found, cost.at({**widest, **widths}), limit, name)
+def match_streamed(
+    statistics: Statistics,
+    gathered: Callable[[], Iterable[Gathered]],
+    options: Options,
+    halfway: Halfway | None,
+) -> Matching:
+    """The same of parents on disk, whose moments are forgotten space by space.
 
+    Within a budget they are gathered twice: for what is lost at every width, and for matching at
+    the widths that are chosen.
 
-def _note(found: Allocation, cost: float, limit: float, name: str) -> str:
-    return (
-        f"budget: {cost:,.0f} of {limit:,} {name}; predicted loss {found.loss:.5f}, and no choice "
-        f"of widths within the budget has less than {found.bound:.5f}"
-    )
+    Args:
+        gathered: moments, piece by piece, anew with every call.
+        halfway: where what is finished is kept for a run that is stopped.
 
-
-def curves_of(matcher: Matcher) -> list[Curve]:
-    """Loss curves of the spaces whose width can be chosen; the others keep that of `max`.
-
-    Where a family needs the units of a stage alike, the same place in all of them is one curve, and
-    everything outside the units stays as it is.
+    Raises:
+        InputError: as :func:`match_within`.
     """
-    setting = matcher.setting
-    spaces = setting.skeleton.graph.spaces
-    free = [space for space in spaces if matcher.adjustable(space) and any(matcher.places(space))]
-    curves = {space.index: curve_of(matcher, space) for space in free}
-    if not is_uniform(setting):
-        return list(curves.values())
-    groups = [
-        (group, [curves[k] for k in group if k in curves])
-        for group in alike(setting, matcher.partitions)
-    ]
-    found = [
-        _together(matcher, group, members)
-        for group, members in groups
-        if len({tuple(curve.widths) for curve in members}) == 1
-    ]
-    return [curve for curve in found if curve.widths]
+    if options.budget is None:
+        return Matcher(statistics, options).match_stream(gathered(), options.width, halfway)
+    known: dict[str, Any] = (halfway.take("budget") if halfway else None) or {"losses": {}}
+    if halfway:
+        halfway.keep("budget", lambda: known)
+    if "widths" not in known:
+        known["widths"], known["note"] = _widths_within(
+            statistics, gathered(), options, known["losses"]
+        )
+    matching = Matcher(statistics, options).match_stream(gathered(), known["widths"], halfway)
+    return replace(matching, notes=(*matching.notes, known["note"]))
 
 
-def _together(matcher: Matcher, group: Sequence[int], curves: Sequence[Curve]) -> Curve:
-    """One curve of spaces of equal width; those that only one parent has can be widened alone."""
-    spaces = matcher.setting.skeleton.graph.spaces
-    compared = {curve.spaces[0] for curve in curves}
-    alone = [size for k in group if k not in compared for size in matcher.sizes(spaces[k]).values()]
-    first = bisect_left(curves[0].widths, max(alone, default=1))
-    total = torch.stack([curve.losses for curve in curves]).sum(0)
-    return Curve(tuple(group), curves[0].widths[first:], total[first:])
+def _widths_within(
+    statistics: Statistics,
+    parts: Iterable[Gathered],
+    options: Options,
+    losses: dict[int, Tensor],
+) -> tuple[dict[str, int], str]:
+    """Width by name of every space that can be chosen, and a remark.
+
+    What is lost is that of a selection, or of principal directions: other partitions would have to
+    be made for every width.
+
+    Args:
+        losses: of the spaces that are known already; filled.
+    """
+    spaces = statistics.setting.skeleton.graph.spaces
+    matcher, choice = Matcher(statistics, options), _choice_of_sizes(statistics, options)
+    dials = {k: dial for dial in choice.dials for k in dial.compared}
+    for part in parts:
+        here = [k for k in part.moments if k in dials]
+        statistics.take(part)
+        losses.update({k: losses_of(matcher, spaces[k], dials[k].widths) for k in here})
+        statistics.forget()
+    widths, note = choice.spend(losses)
+    return {spaces[k].name: width for k, width in widths.items()}, note
 
 
-def curve_of(matcher: Matcher, space: Space) -> Curve:
-    """Loss of one space at up to 64 widths, from the narrowest possible to the union.
+def widths_foreseen(statistics: Statistics, options: Options) -> tuple[dict[str, int], str]:
+    """Width by name of every space that can be chosen, before anything is seen: as if all features
+    of a space mattered alike; and a remark.
+
+    Raises:
+        InputError: the budget is below the smallest possible cost.
+    """
+    matcher, choice = SizesOnly(statistics, options), _choice_of_sizes(statistics, options)
+    spaces, losses = statistics.setting.skeleton.graph.spaces, {}
+    for dial in choice.dials:
+        for k in dial.compared:
+            total = sum(matcher.sizes(spaces[k]).values())
+            kept = (torch.tensor(dial.widths, dtype=torch.float64) / total).clamp_max(1)
+            losses[k] = -_reads(matcher, spaces[k]) * kept.log()
+    widths, _ = choice.spend(losses)
+    note = (
+        f"budget: {choice.limit:,} {choice.cost.name}; calibration chooses the widths, those above "
+        "are as if all features mattered alike"
+    )
+    return {spaces[k].name: width for k, width in widths.items()}, note
+
+
+def _choice_of_sizes(statistics: Statistics, options: Options) -> Choice:
+    """What there is to choose, without moments."""
+    setting, matcher = statistics.setting, SizesOnly(statistics, options)
+    even = matcher.match("max").partitions
+    seen = {
+        visit.space
+        for visit in visits_of(setting, Scope(alone=True))
+        if not (visit.kind or visit.nest)
+    }
+    return Choice.of(matcher, seen, {k: partition.width for k, partition in even.items()})
+
+
+def losses_of(matcher: Matcher, space: Space, widths: Sequence[int]) -> Tensor:
+    """[widths] float64, what is lost of one space.
 
     What one layer still gets of its input passes through the next, so the shares that are kept
     multiply and minus their logarithms add; a space counts once for every layer input it is.
     """
-    sizes = matcher.sizes(space)
-    widest, total = max(sizes.values()), sum(sizes.values())
-    least = 1 if matcher.options.match in ("zip", "select", "pca") else widest
-    tried = np.unique(np.linspace(least, total, POINTS).round().astype(int))
-    widths = sorted({*tried.tolist(), widest})
+    order = matcher.streams or matcher.options.match in ("select", "pca")
+    lost = (_lost_in_order if order else _lost)(matcher, space, widths)
+    return -_reads(matcher, space) * torch.log1p(-lost.clamp(0, MOST)).cpu()
+
+
+def _reads(matcher: Matcher, space: Space) -> float:
+    """How many layer inputs a space is, the mean over the parents."""
+    given = zip(matcher.sizes(space), matcher.places(space), strict=True)
+    return sum(matcher.weights[m] * len(places) for m, places in given)
+
+
+def _lost_in_order(matcher: Matcher, space: Space, widths: Sequence[int]) -> Tensor:
+    """Of one order in which features or directions are kept, for all widths."""
+    total, at = sum(matcher.sizes(space).values()), torch.tensor(widths)
+    lost = matcher.lost(space, max((n for n in widths if n < total), default=1)).cpu()
+    return lost[at.clamp_max(len(lost) - 1)].masked_fill(at >= total, 0.0)
+
+
+def _lost(matcher: Matcher, space: Space, widths: Sequence[int]) -> Tensor:
+    """Of a partition for every width."""
     covariance = matcher.statistics.moments[space.name].covariance()
+    sizes = matcher.sizes(space)
     given = dict(zip(sizes, matcher.places(space), strict=True))
     importance = importance_of(covariance, sizes, given, matcher.weights)
-    lost = shares_lost(covariance, importance, matcher.at(space, widths), matcher.weights)
-    reads = sum(matcher.weights[m] * len(places) for m, places in given.items())
-    return Curve((space.index,), widths, -reads * torch.log1p(-lost.clamp(0, MOST)).cpu())
+    return shares_lost(covariance, importance, matcher.at(space, widths), matcher.weights)
 
 
 def problem_of(
-    curves: Sequence[Curve], cost: Cost, fixed: Mapping[int, int], limit: float
+    dials: Sequence[Dial],
+    curves: Sequence[Tensor],
+    cost: Cost,
+    fixed: Mapping[int, int],
+    limit: float,
 ) -> Problem:
-    """The choice of widths as an optimisation problem; spaces without a curve are constants."""
-    owner = {k: v for v, curve in enumerate(curves) for k in curve.spaces}
-    coefficients, exponents = [], np.zeros((len(cost.terms), len(curves)), int)
+    """The choice of widths as an optimisation problem; spaces without a dial are constants."""
+    owner = {k: v for v, dial in enumerate(dials) for k in dial.spaces}
+    coefficients, exponents = [], np.zeros((len(cost.terms), len(dials)), int)
     for row, (term, count) in enumerate(cost.terms.items()):
         value = float(count)
         for k in term:
@@ -162,8 +262,8 @@ def problem_of(
                 value *= fixed[k]
         coefficients.append(value)
     return Problem(
-        [np.array(curve.widths, float) for curve in curves],
-        [curve.losses.numpy() for curve in curves],
+        [np.array(dial.widths, float) for dial in dials],
+        [curve.numpy() for curve in curves],
         np.array(coefficients),
         exponents,
         limit * cost.inputs,

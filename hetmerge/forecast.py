@@ -15,6 +15,7 @@ from hetmerge.batches import Call, positions
 from hetmerge.calibration import Statistics
 from hetmerge.cost import Ledger, Meter, estimate, forward_flops, size_of
 from hetmerge.devices import call_on, device_of
+from hetmerge.dial import widths_foreseen
 from hetmerge.errors import InputError
 from hetmerge.family_sizes import fit_family
 from hetmerge.fields import LAYER_TYPES, fields_of, leaf
@@ -31,19 +32,18 @@ from hetmerge.huggingface import configuration_notes, merged_config
 from hetmerge.judging import judging_bytes
 from hetmerge.lazy import Checkpoint, empty
 from hetmerge.maps_cost import largest_map, maps_bytes, maps_flops, sizes_at
-from hetmerge.matching import Matcher, shrinks
 from hetmerge.memory import resident, total
 from hetmerge.network import Network
 from hetmerge.on_disk import stored_type
 from hetmerge.ops.panels import length
 from hetmerge.ops.selection import STRIP
 from hetmerge.options import Options
-from hetmerge.partition import Partition
 from hetmerge.polish_cost import PolishCost, polish_cost
 from hetmerge.polishing import Polish
 from hetmerge.relatives import relatives
+from hetmerge.scope import Scope, shrinks
 from hetmerge.setting import Setting, build_setting
-from hetmerge.tracing.spaces import Space
+from hetmerge.sizes import SizesOnly
 from hetmerge.vocabulary import Vocabulary
 from hetmerge.weights import OnDisk
 
@@ -157,7 +157,13 @@ def forecast(
     target = target_of(setting, options.architecture) if options.architecture else None
     if target:
         options = replace(options, architecture=None, width=widths_of(setting, target))
-    matched = _Sizes(nothing, replace(options, importance="weights")).match(options.width)
+    options = replace(options, importance="weights")
+    tried, left = _tried(setting, calls, options)
+    width, foreseen = options.width, list[str]()
+    if options.budget is not None:
+        width, note = widths_foreseen(nothing, replace(options, match=tried[-1]))
+        foreseen.append(note)
+    matched = SizesOnly(nothing, options).match(width)
     partitions, notes = fit_family(setting, matched.partitions)
     widths = {k: partition.width for k, partition in partitions.items()}
     if target:
@@ -170,9 +176,8 @@ def forecast(
     applying = estimate(merged, setting, calls, refit=options.refit, auto=options.ridge == "auto")
     dtype = out_dtype or stored_type(setting)
     parameters = sum(p.numel() for p in model.parameters())
-    tried, left = _tried(setting, calls, options)
     planning = max(planning_bytes(setting, calls, replace(options, match=m)) for m in tried)
-    single = applying.flops + _planning_flops(setting, calls)
+    single = applying.flops + _planning_flops(setting, calls, options)
     chosen = max(maps_flops(setting, m, calls) for m in tried)
     if len(tried) > 1:
         single += len(tried) * single // 2 + chosen
@@ -205,20 +210,13 @@ def forecast(
         maps_bytes=max(maps_bytes(setting, m) for m in tried),
         flops=single + chosen,
         seconds=(single + chosen) / _rate(device),
-        notes=[*parents.notes, *configuration_notes(setting), *notes, *applying.notes],
+        notes=[*parents.notes, *configuration_notes(setting), *foreseen, *notes, *applying.notes],
         polish=trained,
         device=device.type,
         largest_bytes=max(
             place.stop - place.start for model in models for place in model.state.stored.values()
         ),
     )
-
-
-class _Sizes(Matcher):
-    """Partitions of the right widths; what meets what is not known."""
-
-    def _unseen(self, space: Space, sizes: dict[int, int], target: int) -> Partition:
-        return Partition(target, {m: torch.arange(count) % target for m, count in sizes.items()})
 
 
 def _tried(
@@ -228,8 +226,8 @@ def _tried(
     most memory as "pca"; which streams have no preferred basis is known once scales are read."""
     if options.match != "auto":
         return [options.match], []
-    found = [] if shrinks(setting, options.width) else ["permute"]
-    found.append("zip")
+    fewer = options.budget is not None or shrinks(setting, options)
+    found = ["zip"] if fewer else ["permute", "zip"]
     try:
         check_memory(setting, calls, replace(options, match="pca"))
     except InputError as error:
@@ -281,7 +279,8 @@ def planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) ->
     between; on top of what the process holds."""
     meter = Meter()
     ledgers = [Ledger(link.parent, 1.0, 1, meter, link.again) for link in setting.links]
-    visits = visits_of(setting, whole=options.match == "pca")
+    scope = Scope.of(setting, options)
+    visits = visits_of(setting, scope)
     hold_repeats(setting, ledgers, visits)
     segments = by_unit(setting, visits)
     last = {visit.space: i for i, segment in enumerate(segments) for visit in segment}
@@ -292,7 +291,7 @@ def planning_bytes(setting: Setting, calls: Sequence[Call], options: Options) ->
         for visit in segment:
             _walk(setting, ledgers, visit)
             kinds = held.setdefault(visit.space, {})
-            kinds[visit.kind, visit.nest] = _moments_bytes(sizes_at(setting, visit), options)
+            kinds[visit.kind, visit.nest] = _moments_bytes(sizes_at(setting, visit), scope.within)
         for ledger in ledgers:
             ledger.read.clear()
         # The streams of the other batches stand beside the batch that runs.
@@ -322,32 +321,37 @@ def _walk(setting: Setting, ledgers: Sequence[Ledger], visit: Visit) -> None:
         ledger.release(names)
 
 
-def _moments_bytes(sizes: Sequence[int], options: Options) -> int:
+def _moments_bytes(sizes: Sequence[int], within: bool) -> int:
     few = [min(size, CHANCE_FEATURES) for size in sizes]
-    return 8 * (length(sizes, options.match != "permute") + length(few, False))
+    return 8 * (length(sizes, within) + length(few, False))
 
 
 def _matching_bytes(sizes: Sequence[int], moments: int, options: Options) -> int:
     """Similarities of all pairs in float64, beside the moments and then beside the matcher's."""
     square = 8 * sum(sizes) ** 2
-    if options.match == "identity":
+    selects = options.match in ("select", "pca") or options.budget is not None
+    if options.match == "identity" and not selects:
         return moments
-    if options.match == "permute":  # the cost matrix, and the solver's copy of it
+    if options.match == "permute" and not selects:  # the cost matrix, and the solver's copy of it
         return square + 8 * max(sizes) * (sum(sizes) + 2 * min(sizes))
-    if options.match in ("select", "pca"):  # the covariance beside two triangles
+    if selects:  # the covariance beside two triangles
         return max(moments + square, square + 8 * sum(sizes) * (sum(sizes) + STRIP))
     return max(moments + square, square + square // 2)
 
 
-def _planning_flops(setting: Setting, calls: Sequence[Call]) -> int:
-    """Two passes of every parent, and products of every pair of features that is seen."""
+def _planning_flops(setting: Setting, calls: Sequence[Call], options: Options) -> int:
+    """Two passes of every parent, and products of every pair of features that is seen; within a
+    budget moments are gathered twice, and selections tell what is lost."""
     tokens = sum(positions(call) for call in calls)
     growth = len(calls)
     passes = sum(forward_flops(link.parent, growth, link.again) for link in setting.links)
     pairs = 0
-    for visit in visits_of(setting):
+    for visit in visits_of(setting, Scope(alone=Scope.of(setting, options).alone)):
         pairs += sum(sizes_at(setting, visit)) ** 2
-    return int(passes + passes / growth + tokens * pairs)
+    gathering = passes + tokens * pairs
+    budget = options.budget is not None
+    again = gathering + maps_flops(setting, "select", calls) if budget else 0
+    return int(gathering + passes / growth + again)
 
 
 def _rate(device: torch.device) -> float:

@@ -20,6 +20,7 @@ from hetmerge.nested import nest_at
 from hetmerge.network import release
 from hetmerge.ops.moments import Moments
 from hetmerge.progress import Progress
+from hetmerge.scope import Scope
 from hetmerge.setting import Setting
 from hetmerge.streams import heads_inside, whole_axes, whole_rows
 from hetmerge.tracing.expr import located
@@ -70,8 +71,7 @@ def gather(
     setting: Setting,
     calls: Sequence[Call],
     progress: Progress,
-    within: bool,
-    whole: bool = False,
+    scope: Scope,
     halfway: Halfway | None = None,
 ) -> Iterator[Gathered]:
     """Moments per space, per axis that is an outer and an inner space, and by chance.
@@ -81,16 +81,14 @@ def gather(
     all batches; moments come as soon as their spaces have been seen everywhere.
 
     Args:
-        within: also between features of one parent.
-        whole: also of whole axes of all heads, not only of those inside groups, and how loud
-            all streams without a preferred basis are, for orthogonal maps.
+        scope: what is seen.
         halfway: of parents on disk, where what was seen is kept for a run that is stopped.
     """
-    visits = _in_order(setting, visits_of(setting, whole) + _norms(setting, whole))
+    visits = _in_order(setting, visits_of(setting, scope) + _norms(setting, scope.whole))
     on_disk = not setting.skeleton.in_memory
     segments = by_unit(setting, visits) if on_disk else [visits]
     runs = [_walkers(setting, call, visits) for call in calls] if on_disk else [None] * len(calls)
-    gathering = _Gathering(setting, visits, within)
+    gathering = _Gathering(setting, visits, scope.within)
     if halfway:
         if known := halfway.take("gathering"):
             gathering.restore(known, runs)
@@ -113,14 +111,15 @@ def gather(
             halfway.passed()
 
 
-def visits_of(setting: Setting, whole: bool = False) -> list[Visit]:
+def visits_of(setting: Setting, scope: Scope) -> list[Visit]:
     """Every view that tells what meets what, in the order in which it is reached."""
-    views = _shared_views(setting)
-    nests = _nested_views(setting, views)
+    views = _views(setting, scope.alone)
+    shared = {space: found for space, found in views.items() if len(setting.members(space)) > 1}
+    nests = _nested_views(setting, shared)
     visits = [Visit(view, space) for space, found in views.items() for view in found]
     visits += [Visit(view, nest[0], nest) for nest, found in nests.items() for view in found]
     kept = heads_inside(setting).values()
-    axes = {k: node for k, node in whole_axes(setting).items() if whole or k in kept}
+    axes = {k: node for k, node in whole_axes(setting).items() if scope.whole or k in kept}
     visits += [Visit(View(node, -1, ()), space, kind="axis") for space, node in axes.items()]
     return _in_order(setting, visits)
 
@@ -231,7 +230,7 @@ class _Gathering:
         if space not in found.moments:
             found.moments[space] = Moments(_widths(setting, space), within=self.within)
         _update(setting, walkers, call, visit, found.moments[space])
-        if by_chance and space not in self.inside:
+        if by_chance and space not in self.inside and len(setting.members(space)) > 1:
             self._by_chance(space, walkers, call, visit)
 
     def _by_chance(self, space: int, walkers: Sequence[Walker], call: Call, visit: Visit) -> None:
@@ -304,16 +303,17 @@ def _add_nests(setting: Setting, found: dict[Nest, list[View]], node: str, dim: 
             found.setdefault(nest, []).append(View(node, dim, path))
 
 
-def _shared_views(setting: Setting) -> dict[int, list[View]]:
-    """Views of every free space that at least two parents have, where all of them can be seen."""
-    shared = {}
+def _views(setting: Setting, alone: bool) -> dict[int, list[View]]:
+    """Views of every free space that at least two parents have, or one alone, where all of these
+    can be seen."""
+    found, fewest = {}, 1 if alone else 2
     for space, views in views_of(setting.skeleton).items():
         members = setting.members(space)
-        if len(members) > 1 and setting.skeleton.graph.spaces[space].free:
+        if len(members) >= fewest and setting.skeleton.graph.spaces[space].free:
             seen = [v for v in views if all(setting.links[m].node(v.node) for m in members)]
             if seen:
-                shared[space] = seen
-    return shared
+                found[space] = seen
+    return found
 
 
 def _positions(features: Tensor) -> int:

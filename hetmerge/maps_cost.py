@@ -14,6 +14,7 @@ from hetmerge.errors import CheckpointError
 from hetmerge.gathering import Visit, visits_of
 from hetmerge.halfway import MAPS
 from hetmerge.importance import ByWeights
+from hetmerge.scope import Scope
 from hetmerge.setting import Setting
 from hetmerge.tracing.expr import size
 
@@ -83,7 +84,7 @@ def _mapped(setting: Setting, match: str) -> list[tuple[Visit, list[int]]]:
     """Every space with a dense map, and its sizes per parent."""
     if match not in ("select", "pca"):
         return []
-    visits = {(v.space, v.kind): v for v in visits_of(setting, match == "pca")}
+    visits = {(v.space, v.kind): v for v in visits_of(setting, Scope(whole=match == "pca"))}
     found = ((visit, sizes_at(setting, visit)) for visit in visits.values())
     return [(visit, sizes) for visit, sizes in found if len(sizes) > 1]
 

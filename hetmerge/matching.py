@@ -28,7 +28,7 @@ from hetmerge.partition import Partition, union
 from hetmerge.places import Places
 from hetmerge.principal import Directions, about_zero, directions
 from hetmerge.rotations import Rotation
-from hetmerge.selecting import importance_of, keep, ranked, selection
+from hetmerge.selecting import importance_of, ranked, selection
 from hetmerge.setting import Setting
 from hetmerge.streams import heads_inside
 from hetmerge.tracing.expr import Leaf, Product
@@ -58,15 +58,6 @@ def match_spaces(statistics: Statistics, options: Options) -> Matching:
         PlanError: a space that must keep its order has different sizes in the parents.
     """
     return Matcher(statistics, options).match(options.width)
-
-
-def shrinks(setting: Setting, width: Width) -> bool:
-    """Some space would be narrower than a parent's, which one-to-one matching cannot do."""
-    for space in setting.skeleton.graph.spaces:
-        sizes = [setting.width(m, space.index) for m in setting.members(space.index)]
-        if space.free and len(sizes) > 1 and target_width(width, space, sizes) < max(sizes):
-            return True
-    return False
 
 
 def rotation_of(setting: Setting, space: int) -> Rotation | None:
@@ -163,39 +154,38 @@ class Matcher:
         return {m: self.setting.width(m, space.index) for m in self.setting.members(space.index)}
 
     def adjustable(self, space: Space) -> bool:
-        """Its width may be chosen apart from others: free, of several parents, compared, flat."""
+        """Its width may be chosen apart from others: free and flat."""
         sizes = self.sizes(space)
-        return (
-            len(sizes) > 1
-            and self._movable(space, sizes)
-            and not nested(self._spaces, space.index)
-            and space.name in self.statistics.moments
-        )
+        movable = bool(sizes) and self._movable(space, sizes)
+        return movable and not nested(self._spaces, space.index)
 
     def at(self, space: Space, widths: Sequence[int]) -> list[Partition]:
-        """What an adjustable space becomes at several widths."""
+        """What an adjustable space becomes at several widths, where features meet."""
         sizes, match = self.sizes(space), self.options.match
-        total = sum(sizes.values())
-        moments = self.statistics.moments[space.name]
         if match == "identity":
             return [positional_partition(space.name, sizes, width) for width in widths]
-        if rotation := self._rotation(space):
-            found = self._directions(space, moments, rotation, sizes)
-            return [found.partition(width) for width in widths]
-        if match in ("select", "pca") and any(places := self.places(space)):
-            covariance, given = self._second(moments), dict(zip(sizes, places, strict=True))
-            order = ranked(covariance, sizes, given, self.weights, max(widths))
-            return [
-                union(sizes)
-                if width == total
-                else keep(covariance, sizes, order.features[:width], order.live)
-                for width in widths
-            ]
-        similarity = similarity_of(moments)
+        similarity = similarity_of(self.statistics.moments[space.name])
         return [
-            union(sizes) if width == total else self._heard(space, match, similarity, sizes, width)
+            union(sizes)
+            if width >= sum(sizes.values())
+            else self._heard(space, match, similarity, sizes, width)
             for width in widths
         ]
+
+    def lost(self, space: Space, width: int) -> Tensor:
+        """[width + 1 or more] float64, share of an adjustable space that is lost where the first k
+        features or directions are kept, of the best order of them."""
+        sizes, moments = self.sizes(space), self.statistics.moments[space.name]
+        if rotation := self._rotation(space):
+            found = self._directions(space, moments, rotation, sizes).lost()
+            if self.streams:
+                self._directed.clear()
+            return found
+        second, given = self._second(moments), dict(zip(sizes, self.places(space), strict=True))
+        if self.streams:
+            self.statistics.moments.pop(space.name, None)
+            del moments
+        return ranked(second, sizes, given, self.weights, width).loss
 
     def places(self, space: Space) -> list[Sequence[Tensor | Gram]]:
         """Per parent that has the space: how errors count, at each place that reads it."""
@@ -238,7 +228,8 @@ class Matcher:
         moments = self.statistics.moments.get(space.name)
         if len(sizes) > 1 and moments is not None and (rotation := self._rotation(space)):
             return self._directions(space, moments, rotation, sizes).partition(target)
-        if len(sizes) == 1 or target == sum(sizes.values()):
+        whole = len(sizes) == 1 and (moments is None or nested(self._spaces, space.index))
+        if whole or target == sum(sizes.values()):
             return union(sizes)
         if options.match == "identity":
             return positional_partition(space.name, sizes, target)
@@ -270,7 +261,8 @@ class Matcher:
         partition = self._heard(space, options.match, similarity, sizes, target)
         del similarity  # what is shown stays
         chance = self.statistics.chance.get(space.name)
-        self.agreements[space.index] = agreement(shown, sizes, partition.labels, chance)
+        if len(sizes) > 1:
+            self.agreements[space.index] = agreement(shown, sizes, partition.labels, chance)
         return partition
 
     def _unseen(self, space: Space, sizes: dict[int, int], target: int) -> Partition:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -18,7 +19,7 @@ from hetmerge.calibration import Statistics, align_parents, as_calls, calls_for,
 from hetmerge.choosing import choose
 from hetmerge.cutting import find_cut
 from hetmerge.devices import call_on, device_of
-from hetmerge.dial import match_within
+from hetmerge.dial import match_streamed, match_within
 from hetmerge.errors import InputError, PlanError
 from hetmerge.family_sizes import fit_family
 from hetmerge.fingerprint import call_from, call_spec, fingerprint
@@ -27,7 +28,6 @@ from hetmerge.halfway import Halfway
 from hetmerge.huggingface import configuration_notes
 from hetmerge.lazy import Checkpoint
 from hetmerge.maps_cost import check_room
-from hetmerge.matching import Matcher
 from hetmerge.network import Network
 from hetmerge.norm_scales import norm_scales, uncarried
 from hetmerge.options import Options
@@ -35,6 +35,7 @@ from hetmerge.partition import Partition
 from hetmerge.progress import Progress
 from hetmerge.relatives import relatives
 from hetmerge.repeating import stands_at
+from hetmerge.scope import Scope
 from hetmerge.score_scales import unscaled
 from hetmerge.setting import Setting, build_setting, passage_notes, pattern_notes
 from hetmerge.vocabulary import Vocabulary
@@ -291,16 +292,15 @@ def plan_statistics(
     choice = choose(statistics, chosen, finish, bar) if chosen.match == "auto" else None
     if choice:
         chosen = replace(chosen, match=choice.match)
-    within = chosen.match != "permute" or chosen.budget is not None
     if halfway:
         check_room(halfway.path.parent, setting, chosen.match)
-    parts = gather(setting, calls, bar, within, chosen.match == "pca", halfway)
-    if not setting.skeleton.in_memory:
-        matching = Matcher(statistics, chosen).match_stream(parts, chosen.width, halfway)
-    else:
-        for part in parts:
+    gathered = partial(gather, setting, calls, bar, Scope.of(setting, chosen), halfway)
+    if setting.skeleton.in_memory:
+        for part in gathered():
             statistics.take(part)
         matching = match_within(statistics, chosen)
+    else:
+        matching = match_streamed(statistics, gathered, chosen, halfway)
     find_cut(setting, chosen.stop_at)
     partitions, more = finish(matching.partitions)
     spaces, shares = setting.skeleton.graph.spaces, chosen.shares(len(models))
@@ -347,13 +347,8 @@ def _on_disk(options: Options) -> Options:
     """What is left of the options where moments are forgotten space by space.
 
     Raises:
-        InputError: one of them needs the statistics of all spaces at once.
+        InputError: one of them needs whole modules.
     """
-    if options.budget is not None:
-        raise InputError(
-            "budget: needs the statistics of all spaces at once, which parents on disk do not "
-            "keep; allowed: width"
-        )
     if options.stop_at is not None:
         raise InputError("stop_at: a partial merge needs its parents in memory; give modules")
     return replace(options, importance="weights")

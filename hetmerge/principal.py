@@ -29,6 +29,7 @@ class Directions:
         second: [O, O] float64, second moments of what layers read.
         loudness: parent -> root mean square of its stream in front of the norms; empty where layers
             read the space as it is.
+        costs: [O] float64, what the loss of each direction costs.
     """
 
     sizes: dict[int, int]
@@ -37,6 +38,12 @@ class Directions:
     shares: Tensor
     second: Tensor
     loudness: dict[int, float]
+    costs: Tensor
+
+    def lost(self) -> Tensor:
+        """[O + 1] float64, share that is lost where only the first k directions are kept."""
+        kept = torch.cat([self.costs.new_zeros(1), self.costs.cumsum(0)])
+        return 1 - kept / kept[-1] if kept[-1] > 0 else torch.zeros_like(kept)
 
     def partition(self, width: int) -> Partition:
         """The map that keeps the first `width` directions.
@@ -129,8 +136,10 @@ def directions(
     matters = (seen * (importance @ seen)).sum(0)
     matters = matters + (FLOOR * matters.mean() if bool(matters.any()) else 1.0)
     silent = basis[shares == 0].square().sum(0) > 0.5
-    order = (energy.clamp_min(0) * matters).masked_fill(silent, -1).argsort(descending=True)
-    return Directions(dict(sizes), basis[:, order], energy[order], shares, second, dict(loudness))
+    costs = (energy.clamp_min(0) * matters).masked_fill(silent, -1)
+    order = costs.argsort(descending=True)
+    kept = (basis[:, order], energy[order], shares, second, dict(loudness))
+    return Directions(dict(sizes), *kept, costs[order].clamp_min(0))
 
 
 def about_zero(moments: Moments) -> Tensor:

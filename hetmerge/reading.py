@@ -91,8 +91,7 @@ def open_parents(config: MergeConfig, parents: Parents) -> list[Checkpoint] | No
     It does where a parent is no Hugging Face directory or its checkpoint cannot be read tensor by
     tensor, and where something asks for whole modules.
     """
-    parameters = config.parameters
-    whole = parameters.stop_at is not None or parameters.budget is not None
+    whole = config.parameters.stop_at is not None
     if whole or config.trust_remote_code or len(parents.folders) < len(parents.sources):
         return None
     try:

@@ -113,7 +113,7 @@ def is_exact(setting: Setting, partitions: dict[int, Partition], cut: Cut | None
     plain = ("convolution kernel", "spatial position", "input ")
     for k, partition in partitions.items():
         space = spaces[k]
-        if len(partition.labels) < 2 or partition.union or is_output(space.pins):
+        if partition.union or is_output(space.pins):
             continue
         outer = [partitions[i] for i in space.structure if i in partitions]
         if any(other.union and len(other.labels) > 1 for other in outer):

@@ -36,8 +36,6 @@ def target_width(width: Width, space: Space, sizes: list[int]) -> int:
         )
     absolute = isinstance(width, Mapping) and isinstance(choice, int)
     target = choice if absolute else round((1 if inside else choice) * max(sizes))
-    if len(sizes) == 1:
-        return sum(sizes)
     return int(min(max(target, 1), sum(sizes)))
 
 

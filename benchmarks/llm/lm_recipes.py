@@ -104,6 +104,8 @@ def recipes() -> dict[str, Recipe]:
     for width in (*WIDTHS, "union"):
         label = width if isinstance(width, str) else f"{width:g}x"
         rows[f"pca+refit {label}"] = partial(merge, match="pca", width=width)
+    for width in WIDTHS:
+        rows[f"pca+refit {width:g}x budget"] = partial(within, match="pca", width=width)
     rows["pca union, no refit"] = partial(merge, match="pca", width="union", refit=False)
     for head in ("ridge", "kl", "bayes"):
         rows[f"pca+refit, head {head}"] = partial(merge, match="pca", head=head)
@@ -131,6 +133,16 @@ def merge(
     bench: Bench, match: str, refit: bool = True, width: str | float = "max", head: str = ""
 ) -> Made:
     return bench.merged(match, width, refit, head or bench.head)
+
+
+def within(bench: Bench, match: str, width: float) -> Made:
+    """As many parameters as at this width, divided between stream and MLPs by what they lose."""
+    began = time.perf_counter()
+    most = merge(bench, match, refit=False, width=width).parameters
+    given = {"match": match, "head": bench.head, "ridge": RIDGE, "progress": False}
+    found = hm.merge(bench.models, bench.calls, budget={"parameters": most}, **given)
+    seconds = time.perf_counter() - began
+    return Made(alone(found.model), count_of(found.model), seconds, found.model)
 
 
 def random_units(bench: Bench) -> Made:

@@ -56,6 +56,8 @@ def files_in(folder: Path) -> dict[str, bytes]:
         ("heads", {"match": "select"}, 3, False),
         ("gpt2", {"match": "permute"}, 3, True),
         ("depths of bert", {"match": "zip", "missing": "repeat"}, 3, True),
+        ("llama", {"match": "zip", "budget": {"parameters": 50000}}, 3, True),
+        ("llama", {"match": "pca", "budget": {"parameters": 70000}}, 7, True),
     ],
 )
 def test_the_same_bytes(parents, tmp_path, monkeypatch, mortal, family, options, after, written):

@@ -3,6 +3,7 @@
 import re
 from itertools import product
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,7 +16,8 @@ import hetmerge as hm
 from hetmerge import InputError
 from hetmerge.allocation import allocate
 from hetmerge.calibration import calibrate
-from hetmerge.dial import curves_of, match_within, problem_of
+from hetmerge.dial import losses_of, match_within, problem_of
+from hetmerge.dials import Dial, dials_of
 from hetmerge.matching import Matcher
 from hetmerge.options import Options
 from hetmerge.planning import setting_of
@@ -50,6 +52,14 @@ def predicted(plan: hm.AlignmentPlan) -> tuple[float, float]:
     found = re.search(r"predicted loss ([\d.]+), .* less than ([\d.]+)$", plan.notes[-1])
     assert found is not None
     return float(found[1]), float(found[2])
+
+
+def dials_and_losses(matcher: Matcher) -> tuple[list[Dial], list[torch.Tensor]]:
+    """Of every space that can be chosen; loss at each of its widths."""
+    spaces = matcher.setting.skeleton.graph.spaces
+    seen = [s.index for s in spaces if s.name in matcher.statistics.moments]
+    dials = dials_of(matcher, seen, {s.index: s.size for s in spaces})
+    return dials, [losses_of(matcher, spaces[d.spaces[0]], d.widths) for d in dials]
 
 
 WIDTHS = ["max", "union", 0.75, {"default": 1.25, "stem.0": 9}]
@@ -95,12 +105,12 @@ def test_no_other_widths_are_predicted_better(match, kind, small, vectors) -> No
     """Every combination of widths of two hidden layers, counted in the built tensors."""
     matcher = Matcher(calibrate(small, vectors, progress=False), Options(match=match))
     matcher.match("max")
-    curves = curves_of(matcher)
+    dials, curves = dials_and_losses(matcher)
     least = [1, 1] if match == "zip" else [5, 4]
-    assert [c.widths for c in curves] == [list(range(least[0], 10)), list(range(least[1], 8))]
+    assert [d.widths for d in dials] == [list(range(least[0], 10)), list(range(least[1], 8))]
     pairs = {
-        (a, b): float(curves[0].losses[i] + curves[1].losses[j])
-        for (i, a), (j, b) in product(*(enumerate(c.widths) for c in curves))
+        (a, b): float(curves[0][i] + curves[1][j])
+        for (i, a), (j, b) in product(*(enumerate(d.widths) for d in dials))
     }
     skeleton = matcher.setting.skeleton
     cost = (
@@ -116,9 +126,9 @@ def test_no_other_widths_are_predicted_better(match, kind, small, vectors) -> No
 
     before = float("inf")
     for limit in range(real(*least), real(9, 7), 7):
-        found = allocate(problem_of(curves, cost, fixed, limit))
+        found = allocate(problem_of(dials, curves, cost, fixed, limit))
         assert found is not None
-        a, b = (c.widths[k] for c, k in zip(curves, found.choice, strict=True))
+        a, b = (d.widths[k] for d, k in zip(dials, found.choice, strict=True))
         best = min(loss for pair, loss in pairs.items() if real(*pair) <= limit)
         assert real(a, b) <= limit
         assert pairs[a, b] == pytest.approx(best, abs=ROUNDING)
@@ -148,14 +158,14 @@ def test_nothing_is_narrower_where_all_fit_and_nothing_wider_where_not(
 def test_a_space_counts_once_per_layer_that_reads_it(small, vectors, monkeypatch) -> None:
     matcher = Matcher(calibrate(small, vectors, progress=False), Options(match="zip"))
     matcher.match("max")
-    once = curves_of(matcher)
+    _, once = dials_and_losses(matcher)
     places = matcher.places
     monkeypatch.setattr(matcher, "places", lambda space: [2 * found for found in places(space)])
-    twice = curves_of(matcher)
+    _, twice = dials_and_losses(matcher)
     for a, b in zip(once, twice, strict=True):
-        assert float(a.losses[0]) > 0.3
-        assert float(a.losses[-1]) == 0.0
-        torch.testing.assert_close(b.losses, 2 * a.losses, rtol=ROUNDING, atol=ROUNDING)
+        assert float(a[0]) > 0.3
+        assert float(a[-1]) == 0.0
+        torch.testing.assert_close(b, 2 * a, rtol=ROUNDING, atol=ROUNDING)
 
 
 def test_above_union_is_union(parents, images) -> None:
@@ -206,17 +216,34 @@ def test_wrong_budgets(options) -> None:
         Options.make(options)
 
 
-def test_a_family_of_equal_units_stays_one() -> None:
-    """Hugging Face configurations know one MLP width for all layers; heads and stream stay."""
-    pretrained = pytest.importorskip("families.pretrained")
-    models = [pretrained.lively(pretrained.llama(3, 32), 0)]
-    models.append(pretrained.lively(pretrained.llama(2, 32), 1))
-    batches = pretrained.tokens()
-    even = hm.merge(models, batches, refit=False, progress=False, match="zip").model
-    limit = round(1.2 * count(even))
-    result = hm.merge(
-        models, batches, budget={"parameters": limit}, refit=False, progress=False, match="zip"
-    )
-    assert count(even) < count(result.model) <= limit
-    assert result.model.config.hidden_size == 32
-    assert result.model.config.intermediate_size > even.config.intermediate_size
+def spent(kind: str, factor: float, match: str) -> tuple[Any, Any, int, int]:
+    """Configurations at `max` and within a budget, parameters within it, and the budget."""
+    hf = pytest.importorskip("families.pretrained")
+    made = getattr(hf, kind)
+    models = [hf.lively(made(depth, 32), seed) for seed, depth in enumerate((3, 2))]
+    given = {"refit": False, "progress": False, "match": match}
+    even = hm.merge(models, hf.tokens(), **given).model
+    limit = round(factor * count(even))
+    found = hm.merge(models, hf.tokens(), budget={"parameters": limit}, **given).model
+    return even.config, found.config, count(found), limit
+
+
+@pytest.mark.parametrize("match", ["zip", "pca"])
+@pytest.mark.parametrize("factor", [0.7, 1.2])
+def test_a_family_of_equal_units_stays_one(factor: float, match: str) -> None:
+    """Configurations know one width for the stream and one for all MLPs; heads stay."""
+    even, found, size, limit = spent("llama", factor, match)
+    assert 0.93 * limit < size <= limit
+    changes = [
+        getattr(found, name) - getattr(even, name) for name in ("hidden_size", "intermediate_size")
+    ]
+    assert any(changes)
+    assert all(change * (factor - 1) >= 0 for change in changes)
+    assert (found.head_dim, found.num_attention_heads) == (even.head_dim, even.num_attention_heads)
+
+
+def test_a_stream_that_a_family_ties_to_its_heads_stays() -> None:
+    even, found, size, limit = spent("gpt2", 0.8, "select")
+    assert size <= limit
+    assert found.n_embd == even.n_embd
+    assert found.n_inner < 4 * even.n_embd
