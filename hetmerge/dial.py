@@ -10,22 +10,20 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from hetmerge.allocation import Allocation, Problem, allocate
+from hetmerge.allocation import Problem
 from hetmerge.calibration import Statistics
+from hetmerge.consent import Consent
+from hetmerge.curves import Curves
 from hetmerge.dials import Dial, dials_of
 from hetmerge.errors import InputError
-from hetmerge.gathering import Gathered, visits_of
+from hetmerge.gathering import Gathered
 from hetmerge.halfway import Halfway
-from hetmerge.losses import shares_lost
+from hetmerge.huggingface import is_likely, is_pretrained
 from hetmerge.matching import Matcher, Matching, match_spaces
 from hetmerge.options import Options
-from hetmerge.scope import Scope
-from hetmerge.selecting import importance_of
+from hetmerge.setting import Setting
 from hetmerge.sizes import SizesOnly
-from hetmerge.tracing.spaces import Space
 from hetmerge.width_cost import Cost, flop_cost, parameter_cost
-
-MOST = 1 - 1e-6  # that may be lost of a space: the logarithm of what is kept stays finite
 
 
 @dataclass(frozen=True)
@@ -33,19 +31,21 @@ class Choice:
     """What a budget leaves to choose.
 
     Attributes:
+        setting: the parents, aligned.
         dials: spaces and the widths they may have.
         cost: of the merged network.
         widest: the width of every space at `max`.
         limit: the budget.
     """
 
+    setting: Setting
     dials: list[Dial]
     cost: Cost
     widest: dict[int, int]
     limit: float
 
     @staticmethod
-    def of(matcher: Matcher, seen: Iterable[int], widest: Mapping[int, int]) -> Choice:
+    def of(matcher: Matcher, widest: Mapping[int, int]) -> Choice:
         """The choice of a matcher's options.
 
         The widths that training was given are the best known guess of what a place needs: where the
@@ -53,7 +53,6 @@ class Choice:
         wider.
 
         Args:
-            seen: spaces that are compared in activations.
             widest: widths at `max` of all spaces that are matched.
 
         Raises:
@@ -63,41 +62,69 @@ class Choice:
         assert budget is not None
         skeleton = setting.skeleton
         ((name, limit),) = budget.items()
-        cost = (
-            parameter_cost(skeleton) if name == "parameters" else flop_cost(skeleton, setting.call)
-        )
+        if name == "parameters":
+            cost = parameter_cost(skeleton)
+        else:
+            cost = flop_cost(skeleton, setting.call)
         known = {space.index: space.size for space in skeleton.graph.spaces} | dict(widest)
         wide = cost.at(known) <= limit
-        dials = dials_of(matcher, set(seen), known)
-        halves = [dial.half(known[dial.spaces[0]], wide) for dial in dials]
+        halves = [dial.half(known[dial.spaces[0]], wide) for dial in dials_of(matcher)]
         smallest = {k: dial.widths[0] for dial in halves for k in dial.spaces}
         if (least := cost.at({**known, **smallest})) > limit:
             raise InputError(
                 f"budget: got {limit:,} {name}; allowed: {least:,.0f} or more, the cost with every "
                 f"space as narrow as match={matcher.options.match!r} makes it"
             )
-        return Choice(halves, cost, known, limit)
+        return Choice(setting, halves, cost, known, limit)
 
     def spend(self, losses: Mapping[int, Tensor]) -> tuple[dict[int, int], str]:
         """Width per space whose width can be chosen, and a remark for the plan.
 
         Args:
             losses: space -> [widths of its dial], what is lost there.
+
+        Raises:
+            InputError: no configuration of the family that was looked at is within the budget.
         """
         curves = [torch.stack([losses[k] for k in d.compared]).sum(0) for d in self.dials]
-        found = allocate(problem_of(self.dials, curves, self.cost, self.widest, self.limit))
-        assert found is not None  # the smallest widths are within the budget
-        pairs = zip(self.dials, found.choice, strict=True)
-        widths = {k: dial.widths[i] for dial, i in pairs for k in dial.spaces}
-        return widths, self._note(found, widths)
-
-    def _note(self, found: Allocation, widths: Mapping[int, int]) -> str:
+        problem = problem_of(self.dials, curves, self.cost, self.widest, self.limit)
+        found = self._consent().allocate(problem)
+        if found is None:
+            raise InputError(
+                f"budget: got {self.limit:,} {self.cost.name}; no configuration of "
+                f"{type(self.setting.skeleton.model).__name__} was found within it; allowed: a "
+                "larger one, or architecture"
+            )
+        chosen = [dial.widths[i] for dial, i in zip(self.dials, found.choice, strict=True)]
+        widths = self._widths(chosen)
         cost = self.cost.at({**self.widest, **widths})
-        return (
+        note = (
             f"budget: {cost:,.0f} of {self.limit:,} {self.cost.name}; predicted loss "
             f"{found.loss:.5f}, and no choice of widths within the budget has less than "
             f"{found.bound:.5f}"
         )
+        return widths, note
+
+    def _consent(self) -> Consent:
+        """Which widths the family of the models has a configuration for."""
+        pretrained = is_pretrained(self.setting.skeleton.model)
+
+        def fits(chosen: Sequence[int]) -> bool:
+            return not pretrained or is_likely(
+                self.setting, {**self.widest, **self._widths(chosen)}
+            )
+
+        kinds = [dial.kind for dial in self.dials]
+        return Consent(
+            fits,
+            streams=[s for s, kind in enumerate(kinds) if kind == "stream"],
+            units=[s for s, kind in enumerate(kinds) if kind == "heads"],
+            usual=[self.widest[dial.spaces[0]] for dial in self.dials],
+        )
+
+    def _widths(self, chosen: Sequence[int]) -> dict[int, int]:
+        pairs = zip(self.dials, chosen, strict=True)
+        return {k: width for dial, width in pairs for k in dial.spaces}
 
 
 def match_within(statistics: Statistics, options: Options) -> Matching:
@@ -108,12 +135,11 @@ def match_within(statistics: Statistics, options: Options) -> Matching:
     """
     if options.budget is None:
         return match_spaces(statistics, options)
-    matcher = Matcher(statistics, options)
+    matcher = Curves(statistics, options)
     even = matcher.match("max").partitions
     spaces = statistics.setting.skeleton.graph.spaces
-    seen = [space.index for space in spaces if space.name in statistics.moments]
-    choice = Choice.of(matcher, seen, {k: partition.width for k, partition in even.items()})
-    losses = {k: losses_of(matcher, spaces[k], d.widths) for d in choice.dials for k in d.compared}
+    choice = Choice.of(matcher, {k: partition.width for k, partition in even.items()})
+    losses = {k: matcher.losses(spaces[k], d.widths) for d in choice.dials for k in d.compared}
     widths, note = choice.spend(losses)
     matching = matcher.match({spaces[k].name: width for k, width in widths.items()})
     return replace(matching, notes=(*matching.notes, note))
@@ -165,14 +191,15 @@ def _widths_within(
         losses: of the spaces that are known already; filled.
     """
     spaces = statistics.setting.skeleton.graph.spaces
-    matcher, choice = Matcher(statistics, options), _choice_of_sizes(statistics, options)
+    matcher, choice = Curves(statistics, options), _choice_of_sizes(statistics, options)
     dials = {k: dial for dial in choice.dials for k in dial.compared}
     for part in parts:
-        here = [k for k in part.moments if k in dials]
+        here = [k for k in (*part.moments, *part.axes) if k in dials]
         statistics.take(part)
-        losses.update({k: losses_of(matcher, spaces[k], dials[k].widths) for k in here})
+        losses.update({k: matcher.losses(spaces[k], dials[k].widths) for k in here})
         statistics.forget()
-    widths, note = choice.spend(losses)
+    lacking = {k: matcher.guess(spaces[k], d.widths) for k, d in dials.items() if k not in losses}
+    widths, note = choice.spend({**losses, **lacking})
     return {spaces[k].name: width for k, width in widths.items()}, note
 
 
@@ -183,13 +210,9 @@ def widths_foreseen(statistics: Statistics, options: Options) -> tuple[dict[str,
     Raises:
         InputError: the budget is below the smallest possible cost.
     """
-    matcher, choice = SizesOnly(statistics, options), _choice_of_sizes(statistics, options)
-    spaces, losses = statistics.setting.skeleton.graph.spaces, {}
-    for dial in choice.dials:
-        for k in dial.compared:
-            total = sum(matcher.sizes(spaces[k]).values())
-            kept = (torch.tensor(dial.widths, dtype=torch.float64) / total).clamp_max(1)
-            losses[k] = -_reads(matcher, spaces[k]) * kept.log()
+    matcher, choice = Curves(statistics, options), _choice_of_sizes(statistics, options)
+    spaces = statistics.setting.skeleton.graph.spaces
+    losses = {k: matcher.guess(spaces[k], d.widths) for d in choice.dials for k in d.compared}
     widths, _ = choice.spend(losses)
     note = (
         f"budget: {choice.limit:,} {choice.cost.name}; calibration chooses the widths, those above "
@@ -200,47 +223,9 @@ def widths_foreseen(statistics: Statistics, options: Options) -> tuple[dict[str,
 
 def _choice_of_sizes(statistics: Statistics, options: Options) -> Choice:
     """What there is to choose, without moments."""
-    setting, matcher = statistics.setting, SizesOnly(statistics, options)
+    matcher = SizesOnly(statistics, options)
     even = matcher.match("max").partitions
-    seen = {
-        visit.space
-        for visit in visits_of(setting, Scope(alone=True))
-        if not (visit.kind or visit.nest)
-    }
-    return Choice.of(matcher, seen, {k: partition.width for k, partition in even.items()})
-
-
-def losses_of(matcher: Matcher, space: Space, widths: Sequence[int]) -> Tensor:
-    """[widths] float64, what is lost of one space.
-
-    What one layer still gets of its input passes through the next, so the shares that are kept
-    multiply and minus their logarithms add; a space counts once for every layer input it is.
-    """
-    order = matcher.streams or matcher.options.match in ("select", "pca")
-    lost = (_lost_in_order if order else _lost)(matcher, space, widths)
-    return -_reads(matcher, space) * torch.log1p(-lost.clamp(0, MOST)).cpu()
-
-
-def _reads(matcher: Matcher, space: Space) -> float:
-    """How many layer inputs a space is, the mean over the parents."""
-    given = zip(matcher.sizes(space), matcher.places(space), strict=True)
-    return sum(matcher.weights[m] * len(places) for m, places in given)
-
-
-def _lost_in_order(matcher: Matcher, space: Space, widths: Sequence[int]) -> Tensor:
-    """Of one order in which features or directions are kept, for all widths."""
-    total, at = sum(matcher.sizes(space).values()), torch.tensor(widths)
-    lost = matcher.lost(space, max((n for n in widths if n < total), default=1)).cpu()
-    return lost[at.clamp_max(len(lost) - 1)].masked_fill(at >= total, 0.0)
-
-
-def _lost(matcher: Matcher, space: Space, widths: Sequence[int]) -> Tensor:
-    """Of a partition for every width."""
-    covariance = matcher.statistics.moments[space.name].covariance()
-    sizes = matcher.sizes(space)
-    given = dict(zip(sizes, matcher.places(space), strict=True))
-    importance = importance_of(covariance, sizes, given, matcher.weights)
-    return shares_lost(covariance, importance, matcher.at(space, widths), matcher.weights)
+    return Choice.of(matcher, {k: partition.width for k, partition in even.items()})
 
 
 def problem_of(

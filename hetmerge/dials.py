@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import chain
 
 import numpy as np
 
-from hetmerge.huggingface import is_likely, is_pretrained
+from hetmerge.gathering import visits_of
+from hetmerge.huggingface import is_pretrained
 from hetmerge.matching import Matcher
+from hetmerge.nested import nested
+from hetmerge.scope import Scope
+from hetmerge.streams import unit_sizes, whole_axes
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import alike, is_uniform
 
-POINTS = 64  # widths at most that are tried of one space; of families of one width twice as many
+POINTS = 64  # widths at most that are tried of one space; of families of one width up to twice
 
 
 @dataclass(frozen=True)
@@ -24,66 +27,90 @@ class Dial:
         spaces: their indices; more than one where a family needs them equal.
         compared: those of them whose losses count; the others are not seen.
         widths: ascending, those that are tried.
+        kind: "stream" or "heads", which a family's configuration may tie to one another, or
+            "inner", which it does not.
     """
 
     spaces: tuple[int, ...]
     compared: tuple[int, ...]
     widths: list[int]
+    kind: str = "inner"
 
     def half(self, widest: int, wide: bool) -> Dial:
         """From the widest parent on, or up to it."""
         widths = [n for n in self.widths if (n >= widest if wide else n <= widest)]
-        return Dial(self.spaces, self.compared, widths)
+        return replace(self, widths=widths)
 
 
-def dials_of(matcher: Matcher, seen: Collection[int], widest: Mapping[int, int]) -> list[Dial]:
+def dials_of(matcher: Matcher) -> list[Dial]:
     """The spaces whose width can be chosen; the others keep that of `max`.
 
-    Where a family needs the units of a stage alike, the same place in all of them is one dial, and
-    what is outside the units has the widths that its configuration allows.
-
-    Args:
-        seen: spaces whose features are seen in activations.
-        widest: the width of every space at `max`.
+    Where a family needs the units of a stage alike, the same place in all of them is one dial. Of
+    transformers models the streams and the numbers of heads (or groups of them) are dials too.
     """
     setting = matcher.setting
     spaces = setting.skeleton.graph.spaces
-    free = [
-        space.index
-        for space in spaces
-        if space.index in seen
-        and matcher.adjustable(space)
-        and any(map(len, matcher.places(space)))
-    ]
+    visits = visits_of(setting, Scope(alone=True, whole=True))
+    seen = {visit.space for visit in visits if visit.kind in ("", "axis") and not visit.nest}
+    free = [space for space in spaces if space.index in seen and _adjustable(matcher, space)]
+    flat = [space.index for space in free if not nested(spaces, space.index)]
     if not is_uniform(setting):
-        return [Dial((k,), (k,), _tried(matcher, spaces[k])) for k in free]
+        return [Dial((k,), (k,), _tried(matcher, spaces[k])) for k in flat]
+    pretrained = is_pretrained(setting.skeleton.model)
     groups = alike(setting, [space.index for space in spaces if matcher.sizes(space)])
-    dials = [_together(matcher, group, [k for k in group if k in free]) for group in groups]
-    if is_pretrained(setting.skeleton.model):
-        outside = set(free) - set(chain.from_iterable(groups))
-        dials += [_allowed(matcher, spaces[k], widest) for k in sorted(outside)]
+    dials = [_together(matcher, group, [k for k in group if k in flat]) for group in groups]
+    if pretrained:
+        heads = [space.index for space in free if space.index not in flat]
+        dials += [_heads(matcher, group, [k for k in group if k in heads]) for group in groups]
+        outside = set(flat) - set(chain.from_iterable(groups))
+        for k in sorted(outside):
+            widths = _rounded(matcher, list(matcher.sizes(spaces[k]).values()))
+            dials.append(Dial((k,), (k,), widths, "stream"))
     return [dial for dial in dials if len(dial.widths) > 1]
+
+
+def _adjustable(matcher: Matcher, space: Space) -> bool:
+    """Free, and flat or of heads of one size that can be kept whole; read by some layer."""
+    setting, sizes = matcher.setting, matcher.sizes(space)
+    if not sizes or not matcher.movable(space, sizes):
+        return False
+    if nested(setting.skeleton.graph.spaces, space.index):
+        known = space.index in whole_axes(setting)
+        return known and len(unit_sizes(setting, space.index)) == 1
+    return any(map(len, matcher.places(space)))
 
 
 def _together(matcher: Matcher, group: list[int], compared: list[int]) -> Dial:
     """Spaces of equal width, where those of several parents have equal sizes; a parent's own can be
     wider than it is there, and narrower only where it is seen."""
-    sizes = {k: matcher.sizes(matcher.setting.skeleton.graph.spaces[k]) for k in group}
-    shared = {tuple(sizes[k].values()) for k in compared if len(sizes[k]) > 1}
-    if len(shared) != 1:
-        return Dial(tuple(group), tuple(compared), [])
-    unseen = [size for k in group if k not in compared for size in sizes[k].values()]
-    widths = _rounded(matcher, list(*shared))
-    least = max(unseen, default=1)
+    shared = _shared(matcher, compared)
+    widths = _rounded(matcher, shared) if shared else []
+    least = _least_unseen(matcher, group, compared)
     return Dial(tuple(group), tuple(compared), [n for n in widths if n >= least])
 
 
-def _allowed(matcher: Matcher, space: Space, widest: Mapping[int, int]) -> Dial:
-    """A space outside the units, at the widths at which the family still has a configuration."""
-    setting, k = matcher.setting, space.index
-    tried = _rounded(matcher, list(matcher.sizes(space).values()))
-    widths = [n for n in tried if is_likely(setting, {**widest, k: n})]
-    return Dial((k,), (k,), widths)
+def _heads(matcher: Matcher, group: list[int], compared: list[int]) -> Dial:
+    """The same of heads; only "pca" can make them fewer than in the parent with most."""
+    shared = _shared(matcher, compared)
+    if not shared:
+        return Dial(tuple(group), tuple(compared), [])
+    least = 1 if matcher.options.match == "pca" else max(shared)
+    least = max(least, _least_unseen(matcher, group, compared))
+    return Dial(tuple(group), tuple(compared), list(range(least, sum(shared) + 1)), "heads")
+
+
+def _shared(matcher: Matcher, compared: list[int]) -> list[int]:
+    """Sizes of the spaces of several parents, which have to be the same in all; else nothing."""
+    spaces = matcher.setting.skeleton.graph.spaces
+    sizes = [list(matcher.sizes(spaces[k]).values()) for k in compared]
+    shared = [found for found in sizes if len(found) > 1]
+    return shared[0] if shared and all(found == shared[0] for found in shared) else []
+
+
+def _least_unseen(matcher: Matcher, group: list[int], compared: list[int]) -> int:
+    spaces = matcher.setting.skeleton.graph.spaces
+    unseen = [spaces[k] for k in group if k not in compared]
+    return max((n for space in unseen for n in matcher.sizes(space).values()), default=1)
 
 
 def _tried(matcher: Matcher, space: Space) -> list[int]:

@@ -62,7 +62,21 @@ def best_units(
         subsets = list(itertools.combinations(range(len(units)), count))
         explained = [_explained(second, seen, units, subset, floor) for subset in subsets]
         return list(subsets[explained.index(max(explained))])
-    return _one_by_one(second, importance, units, count, floor)
+    return sorted(_one_by_one(second, importance, units, count, floor)[0])
+
+
+def lost_without(second: Tensor, importance: Tensor, units: Sequence[Tensor]) -> Tensor:
+    """[units + 1] float64, share of what matters that is lost where the first k units are kept, of
+    the order in which the best next one is kept again and again.
+
+    Args:
+        second, importance, units: see :func:`best_units`.
+    """
+    floor = JITTER * second.diagonal().mean()
+    gains = second.new_tensor(_one_by_one(second, importance, units, len(units), floor)[1])
+    whole = (second * importance).sum()
+    kept = torch.cat([gains.new_zeros(1), gains.cumsum(0)])
+    return (1 - kept / whole).clamp(0, 1) if whole > 0 else torch.zeros_like(kept)
 
 
 def _explained(
@@ -77,17 +91,22 @@ def _explained(
 
 def _one_by_one(
     second: Tensor, importance: Tensor, units: Sequence[Tensor], count: int, floor: Tensor
-) -> list[int]:
-    """Block pivoted Cholesky: E is what the chosen units leave unexplained, F is E Q E."""
+) -> tuple[list[int], list[float]]:
+    """The units in the order in which they are chosen, and what each of them explains.
+
+    Block pivoted Cholesky: E is what the chosen units leave unexplained, F is E Q E.
+    """
     left = second.clone()
     seen = left @ importance @ left
     chosen: list[int] = []
+    explained: list[float] = []
     for _ in range(count):
         gains = {
             i: _gain(left, seen, units[i], floor) for i in range(len(units)) if i not in chosen
         }
         best = max(gains, key=lambda i: gains[i])
         chosen.append(best)
+        explained.append(gains[best])
         at = units[best]
         own = left[at][:, at].clone()
         own.diagonal().add_(floor)
@@ -96,7 +115,7 @@ def _one_by_one(
         read = left @ (importance @ step)
         seen = seen - step @ read.T - read @ step.T + step @ (step.T @ importance @ step) @ step.T
         left = left - step @ step.T
-    return sorted(chosen)
+    return chosen, explained
 
 
 def _gain(left: Tensor, seen: Tensor, at: Tensor, floor: Tensor) -> float:

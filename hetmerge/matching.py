@@ -28,9 +28,9 @@ from hetmerge.partition import Partition, union
 from hetmerge.places import Places
 from hetmerge.principal import Directions, about_zero, directions
 from hetmerge.rotations import Rotation
-from hetmerge.selecting import importance_of, ranked, selection
+from hetmerge.selecting import importance_of, selection
 from hetmerge.setting import Setting
-from hetmerge.streams import heads_inside
+from hetmerge.streams import heads_inside, unit_sizes
 from hetmerge.tracing.expr import Leaf, Product
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import even_out
@@ -153,43 +153,15 @@ class Matcher:
         """Parent -> features of this space, for the parents that have it."""
         return {m: self.setting.width(m, space.index) for m in self.setting.members(space.index)}
 
-    def adjustable(self, space: Space) -> bool:
-        """Its width may be chosen apart from others: free and flat."""
-        sizes = self.sizes(space)
-        movable = bool(sizes) and self._movable(space, sizes)
-        return movable and not nested(self._spaces, space.index)
-
-    def at(self, space: Space, widths: Sequence[int]) -> list[Partition]:
-        """What an adjustable space becomes at several widths, where features meet."""
-        sizes, match = self.sizes(space), self.options.match
-        if match == "identity":
-            return [positional_partition(space.name, sizes, width) for width in widths]
-        similarity = similarity_of(self.statistics.moments[space.name])
-        return [
-            union(sizes)
-            if width >= sum(sizes.values())
-            else self._heard(space, match, similarity, sizes, width)
-            for width in widths
-        ]
-
-    def lost(self, space: Space, width: int) -> Tensor:
-        """[width + 1 or more] float64, share of an adjustable space that is lost where the first k
-        features or directions are kept, of the best order of them."""
-        sizes, moments = self.sizes(space), self.statistics.moments[space.name]
-        if rotation := self._rotation(space):
-            found = self._directions(space, moments, rotation, sizes).lost()
-            if self.streams:
-                self._directed.clear()
-            return found
-        second, given = self._second(moments), dict(zip(sizes, self.places(space), strict=True))
-        if self.streams:
-            self.statistics.moments.pop(space.name, None)
-            del moments
-        return ranked(second, sizes, given, self.weights, width).loss
-
     def places(self, space: Space) -> list[Sequence[Tensor | Gram]]:
         """Per parent that has the space: how errors count, at each place that reads it."""
         return [self._places.of(m, space.index) for m in self.sizes(space)]
+
+    def reads(self, space: Space) -> float:
+        """How many layer inputs a space is, the mean over the parents; heads are one."""
+        flat = not nested(self._spaces, space.index)
+        counts = {m: self._places.count(m, space.index) if flat else 1 for m in self.sizes(space)}
+        return sum(self.weights[m] * count for m, count in counts.items())
 
     @cached_property
     def _between(self) -> set[int]:
@@ -208,14 +180,15 @@ class Matcher:
     def _vocabularies(self) -> set[int]:
         return vocabulary_spaces(self.setting.skeleton)
 
-    def _movable(self, space: Space, sizes: dict[int, int]) -> bool:
+    def movable(self, space: Space, sizes: dict[int, int]) -> bool:
+        """Its features may stand in any order in all parents that have it."""
         return space.free and all(self._theirs(m, space.index).free for m in sizes)
 
     def _partition(self, space: Space, sizes: dict[int, int], width: Width) -> Partition:
         options = self.options
         if self.statistics.vocabulary and space.index in self._vocabularies:
             return self.statistics.vocabulary.partition(sizes)
-        if not self._movable(space, sizes):
+        if not self.movable(space, sizes):
             found, notes = self._fixed.partition(space.index, sizes, options)
             self.notes += [note for note in notes if note not in self.notes]
             return found
@@ -308,14 +281,17 @@ class Matcher:
 
         None where they differ in size between the parents.
         """
+        if len(unit_sizes(self.setting, space.index)) > 1:
+            return None
+        second, importance = self._axis(space, sizes)
+        return keep_best(second, importance, sizes, self.weights, target)
+
+    def _axis(self, space: Space, sizes: dict[int, int]) -> tuple[Tensor, Tensor]:
+        """Second moments of all units of an outer space, and how errors in them count."""
         moments = self.statistics.axes[space.index]
         features = dict(zip(sizes, moments.sizes, strict=True))
-        if len({features[m] // sizes[m] for m in sizes}) > 1:
-            return None
-        second = about_zero(moments)
-        places = self._places.of_axis(space.index, sizes)
-        importance = importance_of(second, features, places, self.weights)
-        return keep_best(second, importance, sizes, self.weights, target)
+        second, places = about_zero(moments), self._places.of_axis(space.index, sizes)
+        return second, importance_of(second, features, places, self.weights)
 
     def _theirs(self, parent: int, space: int) -> Space:
         link = self.setting.links[parent]

@@ -29,7 +29,8 @@ class Scope:
         """For options with a way of matching."""
         fewer = options.budget is not None or shrinks(setting, options)
         within = options.match != "permute" or options.budget is not None
-        return Scope(within, options.match == "pca", fewer)
+        whole = options.match == "pca" or options.budget is not None
+        return Scope(within, whole, fewer)
 
 
 def shrinks(setting: Setting, options: Options) -> bool:

@@ -9,7 +9,7 @@ from torch import Tensor
 from hetmerge.batches import Call, comparable
 from hetmerge.execution import Walker
 from hetmerge.setting import Setting
-from hetmerge.tracing.expr import Leaf, Product
+from hetmerge.tracing.expr import Leaf, Product, size
 
 
 def heads_inside(setting: Setting) -> dict[int, int]:
@@ -34,6 +34,15 @@ def whole_axes(setting: Setting) -> dict[int, str]:
         if space.free and len(setting.members(space.index)) > 1:
             axis = whole_axis(setting, space.index)
             found.update({space.index: axis} if axis else {})
+    return found
+
+
+def unit_sizes(setting: Setting, outer: int) -> set[int]:
+    """Features in a unit of an outer space, in the parents that have it."""
+    found = set()
+    for m, node in members_at(setting, whole_axes(setting)[outer]).items():
+        axis = size(setting.parents[m].graph.values[node][-1])
+        found.add(axis // setting.width(m, outer))
     return found
 
 

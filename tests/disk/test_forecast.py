@@ -107,3 +107,22 @@ def test_maps_are_counted(parents, match):
     least = sum(3 * min(max(own), tokens) * sum(own) ** 2 for own in sizes)
     most = sum(3 * max(own) * sum(own) ** 2 + 3 * sum(own) ** 3 for own in sizes)
     assert least < told.flops - plain.flops == maps_flops(setting, match, calls) < 2 * most
+
+
+@pytest.mark.parametrize(("match", "factor"), [("zip", 0.8), ("auto", 1.2)])
+def test_within_a_budget(parents, monkeypatch, match, factor):
+    """Widths that calibration will choose are foreseen, and moments gathered twice."""
+    _, folders, batches = parents("llama")
+    models = [hm.open_checkpoint(folder) for folder in folders]
+    monkeypatch.setattr(Stored, "read", lambda *_: pytest.fail("a weight was read"))
+    calls = [as_call(batch) for batch in batches]
+    even = forecast(models, calls, Options.make({"match": match}))
+    limit = round(factor * even.parameters)
+    options = Options.make({"match": match, "budget": {"parameters": limit}})
+    found = forecast(models, calls, options)
+    assert 0.9 * limit < found.parameters <= limit
+    assert f"budget: {limit:,} parameters; calibration chooses the widths" in found.notes[0]
+    assert found.flops > factor * even.flops
+    assert found.planning_bytes >= even.planning_bytes
+    with pytest.raises(hm.InputError, match="budget: got 9 parameters; allowed: "):
+        forecast(models, calls, Options.make({"match": match, "budget": {"parameters": 9}}))

@@ -16,9 +16,9 @@ import hetmerge as hm
 from hetmerge import InputError
 from hetmerge.allocation import allocate
 from hetmerge.calibration import calibrate
-from hetmerge.dial import losses_of, match_within, problem_of
+from hetmerge.curves import Curves
+from hetmerge.dial import match_within, problem_of
 from hetmerge.dials import Dial, dials_of
-from hetmerge.matching import Matcher
 from hetmerge.options import Options
 from hetmerge.planning import setting_of
 from hetmerge.width_cost import flop_cost, parameter_cost
@@ -54,12 +54,10 @@ def predicted(plan: hm.AlignmentPlan) -> tuple[float, float]:
     return float(found[1]), float(found[2])
 
 
-def dials_and_losses(matcher: Matcher) -> tuple[list[Dial], list[torch.Tensor]]:
+def dials_and_losses(matcher: Curves) -> tuple[list[Dial], list[torch.Tensor]]:
     """Of every space that can be chosen; loss at each of its widths."""
-    spaces = matcher.setting.skeleton.graph.spaces
-    seen = [s.index for s in spaces if s.name in matcher.statistics.moments]
-    dials = dials_of(matcher, seen, {s.index: s.size for s in spaces})
-    return dials, [losses_of(matcher, spaces[d.spaces[0]], d.widths) for d in dials]
+    spaces, dials = matcher.setting.skeleton.graph.spaces, dials_of(matcher)
+    return dials, [matcher.losses(spaces[d.spaces[0]], d.widths) for d in dials]
 
 
 WIDTHS = ["max", "union", 0.75, {"default": 1.25, "stem.0": 9}]
@@ -103,7 +101,7 @@ def test_budget_of_flops(parents, images) -> None:
 @pytest.mark.parametrize("kind", ["parameters", "flops"])
 def test_no_other_widths_are_predicted_better(match, kind, small, vectors) -> None:
     """Every combination of widths of two hidden layers, counted in the built tensors."""
-    matcher = Matcher(calibrate(small, vectors, progress=False), Options(match=match))
+    matcher = Curves(calibrate(small, vectors, progress=False), Options(match=match))
     matcher.match("max")
     dials, curves = dials_and_losses(matcher)
     least = [1, 1] if match == "zip" else [5, 4]
@@ -156,11 +154,11 @@ def test_nothing_is_narrower_where_all_fit_and_nothing_wider_where_not(
 
 
 def test_a_space_counts_once_per_layer_that_reads_it(small, vectors, monkeypatch) -> None:
-    matcher = Matcher(calibrate(small, vectors, progress=False), Options(match="zip"))
+    matcher = Curves(calibrate(small, vectors, progress=False), Options(match="zip"))
     matcher.match("max")
     _, once = dials_and_losses(matcher)
-    places = matcher.places
-    monkeypatch.setattr(matcher, "places", lambda space: [2 * found for found in places(space)])
+    reads = matcher.reads
+    monkeypatch.setattr(matcher, "reads", lambda space: 2 * reads(space))
     _, twice = dials_and_losses(matcher)
     for a, b in zip(once, twice, strict=True):
         assert float(a[0]) > 0.3

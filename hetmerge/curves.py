@@ -1,0 +1,96 @@
+"""What is lost of a space at every width that a budget may choose."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from hetmerge.heads import lost_without
+from hetmerge.labels import positional_partition, similarity_of
+from hetmerge.losses import shares_lost
+from hetmerge.matching import Matcher
+from hetmerge.nested import nested
+from hetmerge.partition import Partition, union
+from hetmerge.selecting import importance_of, ranked
+from hetmerge.tracing.spaces import Space
+
+MOST = 1 - 1e-6  # that may be lost of a space: the logarithm of what is kept stays finite
+
+
+class Curves(Matcher):
+    """A matcher that also tells what its matching loses.
+
+    Of "select", "pca" and parents on disk, one order in which features, directions or units are
+    kept tells it for all widths; where features meet, every width is a partition of its own. Whole
+    heads or groups stand for those that are averaged as well.
+    """
+
+    def losses(self, space: Space, widths: Sequence[int]) -> Tensor:
+        """[widths] float64, what is lost of one space.
+
+        What one layer still gets of its input passes through the next, so the shares that are kept
+        multiply and minus their logarithms add; a space counts once for every layer input it is.
+        """
+        sizes, whole = self.sizes(space), nested(self._spaces, space.index)
+        known = self.statistics
+        if not (space.index in known.axes if whole else space.name in known.moments):
+            return self.guess(space, widths)
+        total = sum(sizes.values())
+        if whole:
+            lost = _at(self._lost_of_units(space, sizes), widths)
+        elif self.streams or self.options.match in ("select", "pca"):
+            most = max((n for n in widths if n < total), default=1)
+            lost = _at(self._lost_in_order(space, sizes, most), widths)
+        else:
+            lost = self._lost_where_they_meet(space, sizes, widths)
+        lost = lost.masked_fill(torch.tensor(widths) >= total, 0.0)
+        return -self.reads(space) * torch.log1p(-lost.clamp(0, MOST))
+
+    def guess(self, space: Space, widths: Sequence[int]) -> Tensor:
+        """[widths] the same if all features mattered alike, where none were seen."""
+        total = sum(self.sizes(space).values())
+        kept = torch.tensor(widths, dtype=torch.float64) / total
+        return -self.reads(space) * kept.clamp_max(1).log()
+
+    def _lost_of_units(self, space: Space, sizes: dict[int, int]) -> Tensor:
+        second, importance = self._axis(space, sizes)
+        units = torch.arange(len(second), device=second.device).chunk(sum(sizes.values()))
+        return lost_without(second, importance, units).cpu()
+
+    def _lost_in_order(self, space: Space, sizes: dict[int, int], width: int) -> Tensor:
+        moments = self.statistics.moments[space.name]
+        if rotation := self._rotation(space):
+            found = self._directions(space, moments, rotation, sizes).lost()
+            if self.streams:
+                self._directed.clear()
+            return found.cpu()
+        second, given = self._second(moments), dict(zip(sizes, self.places(space), strict=True))
+        if self.streams:
+            self.statistics.moments.pop(space.name, None)
+            del moments
+        return ranked(second, sizes, given, self.weights, width).loss
+
+    def _lost_where_they_meet(
+        self, space: Space, sizes: dict[int, int], widths: Sequence[int]
+    ) -> Tensor:
+        moments = self.statistics.moments[space.name]
+        covariance, given = moments.covariance(), dict(zip(sizes, self.places(space), strict=True))
+        importance = importance_of(covariance, sizes, given, self.weights)
+        similarity = similarity_of(moments)
+        partitions = [self._meeting(space, similarity, sizes, width) for width in widths]
+        return shares_lost(covariance, importance, partitions, self.weights).cpu()
+
+    def _meeting(
+        self, space: Space, similarity: Tensor, sizes: dict[int, int], width: int
+    ) -> Partition:
+        if width >= sum(sizes.values()):
+            return union(sizes)
+        if self.options.match == "identity":
+            return positional_partition(space.name, sizes, width)
+        return self._heard(space, self.options.match, similarity, sizes, width)
+
+
+def _at(order: Tensor, widths: Sequence[int]) -> Tensor:
+    return order[torch.tensor(widths).clamp_max(len(order) - 1)]
