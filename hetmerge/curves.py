@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Sequence
+from functools import cached_property
 
 import torch
 from torch import Tensor
 
+from hetmerge.features import View, views_of
 from hetmerge.heads import lost_without
+from hetmerge.huggingface import is_pretrained
 from hetmerge.labels import positional_partition, similarity_of
 from hetmerge.losses import shares_lost
 from hetmerge.matching import Matcher
@@ -31,7 +35,7 @@ class Curves(Matcher):
         """[widths] float64, what is lost of one space.
 
         What one layer still gets of its input passes through the next, so the shares that are kept
-        multiply and minus their logarithms add; a space counts once for every layer input it is.
+        multiply and minus their logarithms add.
         """
         sizes, whole = self.sizes(space), nested(self._spaces, space.index)
         known = self.statistics
@@ -47,6 +51,22 @@ class Curves(Matcher):
             lost = self._lost_where_they_meet(space, sizes, widths)
         lost = lost.masked_fill(torch.tensor(widths) >= total, 0.0)
         return -self.reads(space) * torch.log1p(-lost.clamp(0, MOST))
+
+    def reads(self, space: Space) -> float:
+        """How often a loss counts, the mean over the parents: once for every layer input that the
+        space is; of transformers models, once for every unit that reads it."""
+        if not is_pretrained(self.setting.skeleton.model):
+            given = zip(self.sizes(space), self.places(space), strict=True)
+            return sum(self.weights[m] * len(places) for m, places in given)
+        order = self.setting.skeleton.nodes.order
+        ends = sorted(order[u.output] for stage in self.setting.stages for u in stage.units)
+        nodes = {view.node for view in self._views.get(space.index, ())}
+        units = {bisect_left(ends, order[node]) for node in nodes if node in order}
+        return max(1, len(units)) * sum(self.weights[m] for m in self.sizes(space))
+
+    @cached_property
+    def _views(self) -> dict[int, list[View]]:
+        return views_of(self.setting.skeleton)
 
     def guess(self, space: Space, widths: Sequence[int]) -> Tensor:
         """[widths] the same if all features mattered alike, where none were seen."""

@@ -48,9 +48,10 @@ class Choice:
     def of(matcher: Matcher, widest: Mapping[int, int]) -> Choice:
         """The choice of a matcher's options.
 
-        The widths that training was given are the best known guess of what a place needs: where the
-        budget allows all of them no space becomes narrower, and where it does not none becomes
-        wider.
+        Where features meet, the widths that training was given are the best known guess of what a
+        place needs: if the budget allows all of them no space becomes narrower, and if it does not
+        none becomes wider. With "pca" heads are kept whole, and a narrower stream may pay for more
+        of them.
 
         Args:
             widest: widths at `max` of all spaces that are matched.
@@ -67,15 +68,16 @@ class Choice:
         else:
             cost = flop_cost(skeleton, setting.call)
         known = {space.index: space.size for space in skeleton.graph.spaces} | dict(widest)
-        wide = cost.at(known) <= limit
-        halves = [dial.half(known[dial.spaces[0]], wide) for dial in dials_of(matcher)]
-        smallest = {k: dial.widths[0] for dial in halves for k in dial.spaces}
+        wide, dials = cost.at(known) <= limit, dials_of(matcher)
+        if matcher.options.match != "pca":
+            dials = [dial.half(known[dial.spaces[0]], wide) for dial in dials]
+        smallest = {k: dial.widths[0] for dial in dials for k in dial.spaces}
         if (least := cost.at({**known, **smallest})) > limit:
             raise InputError(
                 f"budget: got {limit:,} {name}; allowed: {least:,.0f} or more, the cost with every "
                 f"space as narrow as match={matcher.options.match!r} makes it"
             )
-        return Choice(setting, halves, cost, known, limit)
+        return Choice(setting, dials, cost, known, limit)
 
     def spend(self, losses: Mapping[int, Tensor]) -> tuple[dict[int, int], str]:
         """Width per space whose width can be chosen, and a remark for the plan.
@@ -135,14 +137,22 @@ def match_within(statistics: Statistics, options: Options) -> Matching:
     """
     if options.budget is None:
         return match_spaces(statistics, options)
-    matcher = Curves(statistics, options)
+    matcher = Curves(statistics, _counted(statistics, options))
     even = matcher.match("max").partitions
     spaces = statistics.setting.skeleton.graph.spaces
     choice = Choice.of(matcher, {k: partition.width for k, partition in even.items()})
     losses = {k: matcher.losses(spaces[k], d.widths) for d in choice.dials for k in d.compared}
     widths, note = choice.spend(losses)
-    matching = matcher.match({spaces[k].name: width for k, width in widths.items()})
+    found = {spaces[k].name: width for k, width in widths.items()}
+    matching = Matcher(statistics, options).match(found)
     return replace(matching, notes=(*matching.notes, note))
+
+
+def _counted(statistics: Statistics, options: Options) -> Options:
+    """With the importance that a budget goes by: of transformers models, the weights behind a
+    place, which spread it better over streams, heads and MLPs than gradients do."""
+    pretrained = is_pretrained(statistics.setting.skeleton.model)
+    return replace(options, importance="weights") if pretrained else options
 
 
 def match_streamed(

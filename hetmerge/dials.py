@@ -16,7 +16,7 @@ from hetmerge.streams import unit_sizes, whole_axes
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import alike, is_uniform
 
-POINTS = 64  # widths at most that are tried of one space; of families of one width up to twice
+POINTS = 64  # widths at most that are tried of one space; in families of one width up to 256
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ def _tried(matcher: Matcher, space: Space) -> list[int]:
 def _rounded(matcher: Matcher, sizes: list[int]) -> list[int]:
     """Multiples of a power of two, so that heads divide them and machines like them; the ends."""
     least, widest, total = _ends(matcher, sizes)
-    step = 1 << max(0, (total // POINTS).bit_length() - 1)
+    step = 1 << max(0, (total // (2 * POINTS)).bit_length() - 1)
     return sorted({*range(-(-least // step) * step, total, step), least, widest, total})
 
 

@@ -157,12 +157,6 @@ class Matcher:
         """Per parent that has the space: how errors count, at each place that reads it."""
         return [self._places.of(m, space.index) for m in self.sizes(space)]
 
-    def reads(self, space: Space) -> float:
-        """How many layer inputs a space is, the mean over the parents; heads are one."""
-        flat = not nested(self._spaces, space.index)
-        counts = {m: self._places.count(m, space.index) if flat else 1 for m in self.sizes(space)}
-        return sum(self.weights[m] * count for m, count in counts.items())
-
     @cached_property
     def _between(self) -> set[int]:
         """Heads inside groups: seen only across groups that have not met yet."""

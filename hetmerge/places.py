@@ -35,13 +35,6 @@ class Places:
         known = self._fisher[parent]
         return [known[view] for view in self._views[parent].get(theirs, ()) if view in known]
 
-    def count(self, parent: int, space: int) -> int:
-        """Layer inputs that this space of the skeleton is in one parent."""
-        theirs = self.setting.links[parent].spaces[space]
-        if self.by_weights:  # layers that read one value count once
-            return len(self._views[parent].get(theirs, ()))
-        return len(self.of(parent, space))
-
     def of_axis(self, outer: int, parents: Iterable[int]) -> dict[int, list[Tensor]]:
         """The same of all heads or groups with what is inside them, in these parents."""
         found: dict[int, list[Tensor]] = {}
