@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -12,7 +12,8 @@ from numpy.typing import NDArray
 
 from hetmerge.allocation import Allocation, Problem, allocate
 
-REFUSALS = 16  # of widths beside one number of heads, before they stay as they are
+REFUSALS = 16  # of widths beside one number of heads
+QUESTIONS = 100  # in all, before streams and heads stay as they are
 COUNTS = 1000  # combinations of numbers of heads at most
 
 
@@ -43,16 +44,17 @@ class Consent:
             return found
         bound, best = found.bound, None
         tried: list[tuple[float, int, Problem, Allocation]] = []
+        questions = iter(range(QUESTIONS))
         for counts in self._counts(problem):
             part = _at(problem, dict(zip(self.units, counts, strict=True)))
             if (first := _best(part)) is not None:
                 tried.append((first.loss, len(tried), part, first))
         for _, _, part, first in sorted(tried):
             if best is None or first.bound < best.loss:
-                best = self._better(problem, best, self._beside(part, first))
+                best = self._better(problem, best, self._beside(part, first, questions))
         usual = {s: self.usual[s] for s in (*self.streams, *self.units)}
         part = _at(problem, usual)
-        if (last := _best(part)) is not None and self.fits(_widths(part, last)):
+        if (last := _best(part)) is not None:
             best = self._better(problem, best, _widths(part, last))
         return best and replace(best, bound=bound)
 
@@ -62,9 +64,11 @@ class Consent:
             return []
         return list(itertools.product(*widths))
 
-    def _beside(self, part: Problem, found: Allocation | None) -> list[int] | None:
+    def _beside(
+        self, part: Problem, found: Allocation | None, questions: Iterator[int]
+    ) -> list[int] | None:
         """Widths that fit, streams at the best that do."""
-        for _ in range(REFUSALS):
+        for _ in itertools.islice(questions, REFUSALS):
             if found is None:
                 return None
             widths = _widths(part, found)

@@ -104,6 +104,7 @@ def recipes() -> dict[str, Recipe]:
     for width in (*WIDTHS, "union"):
         label = width if isinstance(width, str) else f"{width:g}x"
         rows[f"pca+refit {label}"] = partial(merge, match="pca", width=width)
+    rows["pca+refit budget"] = partial(within, match="pca", width="max")
     for width in WIDTHS:
         rows[f"pca+refit {width:g}x budget"] = partial(within, match="pca", width=width)
     rows["pca union, no refit"] = partial(merge, match="pca", width="union", refit=False)
@@ -135,8 +136,8 @@ def merge(
     return bench.merged(match, width, refit, head or bench.head)
 
 
-def within(bench: Bench, match: str, width: float) -> Made:
-    """As many parameters as at this width, divided between stream and MLPs by what they lose."""
+def within(bench: Bench, match: str, width: str | float) -> Made:
+    """As many parameters as at this width, divided between stream, heads and MLPs."""
     began = time.perf_counter()
     most = merge(bench, match, refit=False, width=width).parameters
     given = {"match": match, "head": bench.head, "ridge": RIDGE, "progress": False}

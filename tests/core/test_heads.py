@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 import hetmerge.heads as heads
-from hetmerge.heads import best_units, keep_units
+from hetmerge.heads import best_units, keep_units, lost_without
 from hetmerge.partition import through
 from hetmerge.tracing.expr import Leaf, Product
 
@@ -50,6 +50,25 @@ def test_one_by_one_takes_the_best_next(monkeypatch: pytest.MonkeyPatch) -> None
         }
         chosen.append(min(losses, key=lambda i: losses[i]))
     assert found == sorted(chosen)
+
+
+def test_what_is_lost_without_the_others() -> None:
+    """Share of tr(Q C) for the first k of the units that are chosen one by one."""
+    second, importance, units = setting(7, 3, seed=4)
+    found = lost_without(second, importance, units)
+    nothing = torch.zeros(0, dtype=torch.int64)
+    whole = lost(second, importance, nothing)
+    chosen: list[int] = []
+    for k in range(7):
+        at = torch.cat([nothing, *(units[i] for i in chosen)])
+        assert float(found[k]) == pytest.approx(lost(second, importance, at) / whole, abs=1e-4)
+        left = [i for i in range(7) if i not in chosen]
+        losses = {
+            i: lost(second, importance, torch.cat([units[j] for j in (*chosen, i)])) for i in left
+        }
+        chosen.append(min(losses, key=lambda i: losses[i]))
+    assert float(found[7]) == pytest.approx(0, abs=1e-4)
+    assert lost_without(second, 0 * importance, units).tolist() == [0.0] * 8
 
 
 def test_a_copy_is_read_off_exactly() -> None:

@@ -229,15 +229,39 @@ def spent(kind: str, factor: float, match: str) -> tuple[Any, Any, int, int]:
 @pytest.mark.parametrize("match", ["zip", "pca"])
 @pytest.mark.parametrize("factor", [0.7, 1.2])
 def test_a_family_of_equal_units_stays_one(factor: float, match: str) -> None:
-    """Configurations know one width for the stream and one for all MLPs; heads stay."""
+    """Configurations know one width for the stream, one for all MLPs, one number of heads."""
     even, found, size, limit = spent("llama", factor, match)
     assert 0.93 * limit < size <= limit
-    changes = [
-        getattr(found, name) - getattr(even, name) for name in ("hidden_size", "intermediate_size")
-    ]
+    names = ("hidden_size", "intermediate_size", "num_key_value_heads")
+    changes = [getattr(found, name) - getattr(even, name) for name in names]
     assert any(changes)
-    assert all(change * (factor - 1) >= 0 for change in changes)
-    assert (found.head_dim, found.num_attention_heads) == (even.head_dim, even.num_attention_heads)
+    assert found.head_dim == even.head_dim
+    if match == "zip":  # nothing is narrower where all fit, nothing wider where not
+        assert all(change * (factor - 1) >= 0 for change in changes)
+
+
+def test_widths_go_both_ways_where_heads_stay_whole() -> None:
+    """At the size of `max` a wider stream may be paid for by narrower MLPs, or the reverse."""
+    even, found, size, limit = spent("llama", 1.0, "pca")
+    assert 0.93 * limit < size <= limit
+    changes = [found.hidden_size - even.hidden_size, found.intermediate_size]
+    changes[1] -= even.intermediate_size
+    assert min(changes) < 0 < max(changes)
+
+
+@pytest.mark.parametrize(("match", "fewest"), [("pca", 1), ("zip", 4)])
+def test_numbers_of_heads_are_a_dial(match: str, fewest: int) -> None:
+    """Of all layers together; those of one size in all parents."""
+    hf = pytest.importorskip("families.pretrained")
+    models = [hf.lively(hf.llama(2, 32, 4, 4), 0), hf.lively(hf.llama(2, 24, 3, 3), 1)]
+    statistics = calibrate(models, hf.tokens(), progress=False)
+    kinds = {dial.kind: dial for dial in dials_of(Curves(statistics, Options(match=match)))}
+    assert kinds["heads"].widths == list(range(fewest, 8))
+    assert len(kinds["heads"].spaces) == 2
+    assert len(kinds["stream"].spaces) == 1
+    other = [models[0], hf.lively(hf.llama(2, 24, 3, 3, head_dim=4), 1)]
+    found = dials_of(Curves(calibrate(other, hf.tokens(), progress=False), Options(match=match)))
+    assert "heads" not in {dial.kind for dial in found}
 
 
 def test_a_stream_that_a_family_ties_to_its_heads_stays() -> None:
