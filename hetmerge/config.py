@@ -14,6 +14,7 @@ from hetmerge.widths import BUDGETS, is_architecture, is_budget
 Positive = Annotated[int, Field(gt=0)]
 TEXT_FILES = (".txt", ".jsonl")
 ARRAY_FILES = (".npy", ".npz", ".safetensors")
+_COUNT = re.compile(r"(\d+(?:\.\d+)?(?:e\d+)?) ?([KMBT]?)", re.IGNORECASE)
 _SIZE = re.compile(r"(\d+(?:\.\d+)?) ?([KMGT])(i?)B", re.IGNORECASE)
 DType = Literal["float64", "float32", "bfloat16", "float16"]
 
@@ -40,12 +41,20 @@ def _unit(value: Any) -> Any:
 
 
 def _budget(value: Any) -> Any:
-    if value is None or is_budget(value):
-        return value
+    found = {k: _count(v) for k, v in value.items()} if isinstance(value, dict) else value
+    if found is None or is_budget(found):
+        return found
     raise ValueError(
-        f"expected a mapping of one of {', '.join(BUDGETS)} to a number above 0, "
-        f"got {_shown(value)}"
+        f"expected a mapping of one of {', '.join(BUDGETS)} to a number above 0 such as 400000 or "
+        f"'6B', got {_shown(value)}"
     )
+
+
+def _count(value: Any) -> Any:
+    """A number that is written as "800M" or "6B", which YAML reads as text, as is "6e9"."""
+    if isinstance(value, str) and (found := _COUNT.fullmatch(value)):
+        return float(found[1]) * 1000 ** " KMBT".index(found[2].upper() or " ")
+    return value
 
 
 def _architecture(value: Any) -> Any:

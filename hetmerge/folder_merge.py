@@ -87,7 +87,7 @@ def merge_to(
         prepared: called with the plan, and what applying it costs, before it is applied.
         finished: called with the folder, still under its other name, to add files.
         progress: show bars on standard error; None: only on a terminal.
-        **options: see :class:`hetmerge.options.Options`; `budget` and `stop_at` need modules.
+        **options: see :class:`hetmerge.options.Options`; `stop_at` needs modules.
 
     Returns:
         The result; its model has its parameters on the meta device, load it from `out`.

@@ -48,11 +48,12 @@ class Options:
         labels: per parent, the name of each output; shared names are averaged, others kept.
         importance: what "select" and a budget count errors by: "fisher", how they move the outputs
             on the calibration inputs (gradients of unlabelled outputs), or "weights" of the next
-            layers.
+            layers; budgets of transformers models, and parents on disk, go by weights.
         alpha, beta: zip's decay of merged similarities and share of within-model merges.
-        width: "max", "union", a factor of the widest parent, or a dict of space name -> choice.
+        width: "max", "union", a factor of the widest parent, or a dict of space name -> choice;
+            below a parent's own with "zip", "select" and "pca".
         budget: {"parameters": most} or {"flops": most per input}: choose every width so that least
-            is lost within it; None: as `width` says.
+            is lost within it (of transformers models also numbers of heads); None: as `width` says.
         architecture: numbers of the merged configuration (transformers models), such as
             {"hidden_size": 2048}, which decide every width; what is not named is the base parent's.
         weights: one per parent; default equal.

@@ -73,6 +73,8 @@ def test_unknown_keys_name_the_nearest(
         ({"parameters": {"width": {}}}, "parameters.width: expected 'max', 'union'"),
         ({"parameters": {"budget": 9}}, "parameters.budget: expected a mapping of one of"),
         ({"parameters": {"budget": {"bytes": 9}}}, "parameters.budget: expected a mapping of one"),
+        ({"parameters": {"budget": {"flops": "6 X"}}}, "parameters.budget: expected a mapping of"),
+        ({"parameters": {"budget": {"flops": "0M"}}}, "parameters.budget: expected a mapping of"),
         ({"parameters": {"architecture": 9}}, "parameters.architecture: expected names of whole"),
         (
             {"parameters": {"architecture": {"hidden_size": 9}, "width": 2}},
@@ -174,6 +176,14 @@ def test_budget(tmp_path: Path) -> None:
     for budget in ({"parameters": 400000}, {"flops": 6e7}):
         config = read_config(written(tmp_path, {**GOOD, "parameters": {"budget": budget}}))
         assert config.parameters.budget == budget
+
+
+@pytest.mark.parametrize(
+    ("text", "number"), [("6B", 6e9), ("1.5b", 1.5e9), ("800 M", 8e8), ("6e9", 6e9), ("2T", 2e12)]
+)
+def test_budget_in_words(tmp_path: Path, text: str, number: float) -> None:
+    given = {**GOOD, "parameters": {"budget": {"parameters": text}}}
+    assert read_config(written(tmp_path, given)).parameters.budget == {"parameters": number}
 
 
 def test_every_width_form(tmp_path: Path) -> None:
