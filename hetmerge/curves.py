@@ -21,6 +21,10 @@ from hetmerge.selecting import importance_of, ranked
 from hetmerge.tracing.spaces import Space
 
 MOST = 1 - 1e-6  # that may be lost of a space: the logarithm of what is kept stays finite
+FEATURES, HEADS = (
+    6,
+    2,
+)  # powers by which losses fall with width, near those of small language models
 
 
 class Curves(Matcher):
@@ -69,10 +73,11 @@ class Curves(Matcher):
         return views_of(self.setting.skeleton)
 
     def guess(self, space: Space, widths: Sequence[int]) -> Tensor:
-        """[widths] the same if all features mattered alike, where none were seen."""
-        total = sum(self.sizes(space).values())
-        kept = torch.tensor(widths, dtype=torch.float64) / total
-        return -self.reads(space) * kept.clamp_max(1).log()
+        """[widths] the same of features that nobody has seen: as if the share that is lost were a
+        power of the share that is left out."""
+        left_out = 1 - torch.tensor(widths, dtype=torch.float64) / sum(self.sizes(space).values())
+        lost = left_out.clamp_min(0) ** (HEADS if nested(self._spaces, space.index) else FEATURES)
+        return -self.reads(space) * torch.log1p(-lost.clamp_max(MOST))
 
     def _lost_of_units(self, space: Space, sizes: dict[int, int]) -> Tensor:
         second, importance = self._axis(space, sizes)

@@ -214,8 +214,8 @@ def _widths_within(
 
 
 def widths_foreseen(statistics: Statistics, options: Options) -> tuple[dict[str, int], str]:
-    """Width by name of every space that can be chosen, before anything is seen: as if all features
-    of a space mattered alike; and a remark.
+    """Width by name of every space that can be chosen, by a guess of what is lost, as nothing has
+    been seen; and a remark.
 
     Raises:
         InputError: the budget is below the smallest possible cost.
@@ -226,7 +226,7 @@ def widths_foreseen(statistics: Statistics, options: Options) -> tuple[dict[str,
     widths, _ = choice.spend(losses)
     note = (
         f"budget: {choice.limit:,} {choice.cost.name}; calibration chooses the widths, those above "
-        "are as if all features mattered alike"
+        "are a guess"
     )
     return {spaces[k].name: width for k, width in widths.items()}, note
 

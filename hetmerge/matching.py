@@ -195,8 +195,9 @@ class Matcher:
         moments = self.statistics.moments.get(space.name)
         if len(sizes) > 1 and moments is not None and (rotation := self._rotation(space)):
             return self._directions(space, moments, rotation, sizes).partition(target)
-        whole = len(sizes) == 1 and (moments is None or nested(self._spaces, space.index))
-        if whole or target == sum(sizes.values()):
+        flat = not nested(self._spaces, space.index)
+        alone = len(sizes) == 1 and not (flat and self._seen(space))
+        if alone or target == sum(sizes.values()):
             return union(sizes)
         if options.match == "identity":
             return positional_partition(space.name, sizes, target)
@@ -231,6 +232,9 @@ class Matcher:
         if len(sizes) > 1:
             self.agreements[space.index] = agreement(shown, sizes, partition.labels, chance)
         return partition
+
+    def _seen(self, space: Space) -> bool:
+        return space.name in self.statistics.moments
 
     def _unseen(self, space: Space, sizes: dict[int, int], target: int) -> Partition:
         self.notes.append(

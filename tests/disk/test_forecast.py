@@ -16,6 +16,9 @@ from hetmerge.shards import Stored
 tf = pytest.importorskip("transformers")
 
 
+MLPS = [f"model.layers.{i}.mlp.gate_proj" for i in range(3)]
+
+
 @pytest.mark.parametrize(
     ("family", "options"),
     [
@@ -23,6 +26,7 @@ tf = pytest.importorskip("transformers")
         ("heads", {"match": "zip", "width": 1.5}),
         ("llama", {"match": "pca", "importance": "weights"}),
         ("gpt2", {"architecture": {"n_embd": 32, "n_head": 4}}),
+        ("llama", {"match": "select", "width": dict.fromkeys(MLPS, 48)}),
         ("gpt2", {"match": "permute"}),
         ("vit", {"match": "select", "importance": "weights", "refit": False}),
     ],
