@@ -27,7 +27,7 @@ from hetmerge.width_cost import Cost, flop_cost, parameter_cost
 
 
 @dataclass(frozen=True)
-class Choice:
+class Budget:
     """What a budget leaves to choose.
 
     Attributes:
@@ -45,8 +45,8 @@ class Choice:
     limit: float
 
     @staticmethod
-    def of(matcher: Matcher, widest: Mapping[int, int]) -> Choice:
-        """The choice of a matcher's options.
+    def of(matcher: Matcher, widest: Mapping[int, int]) -> Budget:
+        """The budget of a matcher's options.
 
         Where features meet, the widths that training was given are the best known guess of what a
         place needs: if the budget allows all of them no space becomes narrower, and if it does not
@@ -59,10 +59,10 @@ class Choice:
         Raises:
             InputError: the budget is below the smallest possible cost.
         """
-        setting, budget = matcher.setting, matcher.options.budget
-        assert budget is not None
+        setting, given = matcher.setting, matcher.options.budget
+        assert given is not None
         skeleton = setting.skeleton
-        ((name, limit),) = budget.items()
+        ((name, limit),) = given.items()
         if name == "parameters":
             cost = parameter_cost(skeleton)
         else:
@@ -77,7 +77,7 @@ class Choice:
                 f"budget: got {limit:,} {name}; allowed: {least:,.0f} or more, the cost with every "
                 f"space as narrow as match={matcher.options.match!r} makes it"
             )
-        return Choice(setting, dials, cost, known, limit)
+        return Budget(setting, dials, cost, known, limit)
 
     def spend(self, losses: Mapping[int, Tensor]) -> tuple[dict[int, int], str]:
         """Width per space whose width can be chosen, and a remark for the plan.
@@ -140,9 +140,9 @@ def match_within(statistics: Statistics, options: Options) -> Matching:
     matcher = Curves(statistics, _counted(statistics, options))
     even = matcher.match("max").partitions
     spaces = statistics.setting.skeleton.graph.spaces
-    choice = Choice.of(matcher, {k: partition.width for k, partition in even.items()})
-    losses = {k: matcher.losses(spaces[k], d.widths) for d in choice.dials for k in d.compared}
-    widths, note = choice.spend(losses)
+    budget = Budget.of(matcher, {k: partition.width for k, partition in even.items()})
+    losses = {k: matcher.losses(spaces[k], d.widths) for d in budget.dials for k in d.compared}
+    widths, note = budget.spend(losses)
     found = {spaces[k].name: width for k, width in widths.items()}
     matching = Matcher(statistics, options).match(found)
     return replace(matching, notes=(*matching.notes, note))
@@ -201,15 +201,15 @@ def _widths_within(
         losses: of the spaces that are known already; filled.
     """
     spaces = statistics.setting.skeleton.graph.spaces
-    matcher, choice = Curves(statistics, options), _choice_of_sizes(statistics, options)
-    dials = {k: dial for dial in choice.dials for k in dial.compared}
+    matcher, budget = Curves(statistics, options), _budget_of_sizes(statistics, options)
+    dials = {k: dial for dial in budget.dials for k in dial.compared}
     for part in parts:
         here = [k for k in (*part.moments, *part.axes) if k in dials]
         statistics.take(part)
         losses.update({k: matcher.losses(spaces[k], dials[k].widths) for k in here})
         statistics.forget()
     lacking = {k: matcher.guess(spaces[k], d.widths) for k, d in dials.items() if k not in losses}
-    widths, note = choice.spend({**losses, **lacking})
+    widths, note = budget.spend({**losses, **lacking})
     return {spaces[k].name: width for k, width in widths.items()}, note
 
 
@@ -220,22 +220,22 @@ def widths_foreseen(statistics: Statistics, options: Options) -> tuple[dict[str,
     Raises:
         InputError: the budget is below the smallest possible cost.
     """
-    matcher, choice = Curves(statistics, options), _choice_of_sizes(statistics, options)
+    matcher, budget = Curves(statistics, options), _budget_of_sizes(statistics, options)
     spaces = statistics.setting.skeleton.graph.spaces
-    losses = {k: matcher.guess(spaces[k], d.widths) for d in choice.dials for k in d.compared}
-    widths, _ = choice.spend(losses)
+    losses = {k: matcher.guess(spaces[k], d.widths) for d in budget.dials for k in d.compared}
+    widths, _ = budget.spend(losses)
     note = (
-        f"budget: {choice.limit:,} {choice.cost.name}; calibration chooses the widths, those above "
+        f"budget: {budget.limit:,} {budget.cost.name}; calibration chooses the widths, those above "
         "are a guess"
     )
     return {spaces[k].name: width for k, width in widths.items()}, note
 
 
-def _choice_of_sizes(statistics: Statistics, options: Options) -> Choice:
+def _budget_of_sizes(statistics: Statistics, options: Options) -> Budget:
     """What there is to choose, without moments."""
     matcher = SizesOnly(statistics, options)
     even = matcher.match("max").partitions
-    return Choice.of(matcher, {k: partition.width for k, partition in even.items()})
+    return Budget.of(matcher, {k: partition.width for k, partition in even.items()})
 
 
 def problem_of(
