@@ -25,6 +25,8 @@ from hetmerge.setting import Setting
 from hetmerge.sizes import SizesOnly
 from hetmerge.width_cost import Cost, flop_cost, parameter_cost
 
+AMPLE = 4 / 3  # times the cost at `max`
+
 
 @dataclass(frozen=True)
 class Budget:
@@ -48,10 +50,9 @@ class Budget:
     def of(matcher: Matcher, widest: Mapping[int, int]) -> Budget:
         """The budget of a matcher's options.
 
-        Where features meet, the widths that training was given are the best known guess of what a
-        place needs: if the budget allows all of them no space becomes narrower, and if it does not
-        none becomes wider. With "pca" heads are kept whole, and a narrower stream may pay for more
-        of them.
+        Where the budget is ample, the widths that training was given are the best known guess of
+        what a place needs, and none becomes narrower; not so with "pca", where a narrower stream
+        may pay for more whole heads.
 
         Args:
             widest: widths at `max` of all spaces that are matched.
@@ -68,9 +69,9 @@ class Budget:
         else:
             cost = flop_cost(skeleton, setting.call)
         known = {space.index: space.size for space in skeleton.graph.spaces} | dict(widest)
-        wide, dials = cost.at(known) <= limit, dials_of(matcher)
-        if matcher.options.match != "pca":
-            dials = [dial.half(known[dial.spaces[0]], wide) for dial in dials]
+        dials = dials_of(matcher)
+        if matcher.options.match != "pca" and limit >= AMPLE * cost.at(known):
+            dials = [dial.at_least(known[dial.spaces[0]]) for dial in dials]
         smallest = {k: dial.widths[0] for dial in dials for k in dial.spaces}
         if (least := cost.at({**known, **smallest})) > limit:
             raise InputError(

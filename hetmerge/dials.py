@@ -36,10 +36,9 @@ class Dial:
     widths: list[int]
     kind: str = "inner"
 
-    def half(self, widest: int, wide: bool) -> Dial:
-        """From the widest parent on, or up to it."""
-        widths = [n for n in self.widths if (n >= widest if wide else n <= widest)]
-        return replace(self, widths=widths)
+    def at_least(self, width: int) -> Dial:
+        """Without narrower ones."""
+        return replace(self, widths=[n for n in self.widths if n >= width])
 
 
 def dials_of(matcher: Matcher) -> list[Dial]:

@@ -21,6 +21,11 @@ CLAIMS = [
     ("specialists", ["pca+refit"], ["head A", "head B"], 0.0),
     ("specialists same lineage", ["pca+refit"], ["blocks A", "blocks B"], 0.1),
     ("lineage", ["pca+refit"], ["A alone", "B alone"], 0.0),
+    ("specialists same lineage", ["pca+refit budget"], ["pca+refit"], 0.0),
+    ("specialists same lineage", ["pca+refit budget"], ["permute+refit"], 0.1),
+    ("specialists same lineage", ["pca+refit budget"], ["blocks A", "blocks B"], 0.1),
+    ("specialists same lineage", ["pca+refit 1.25x budget"], ["pca+refit 1.25x"], 0.0),
+    ("specialists same lineage", ["pca+refit 1.5x budget"], ["pca+refit 1.5x"], 0.0),
 ]
 
 

@@ -93,6 +93,8 @@ def recipes(widths: Sequence[float] = WIDTHS) -> dict[str, Recipe]:
             rows[f"{match}+refit {width:g}x"] = wide
         for match in BUDGETED:
             rows[f"{match}+refit {width:g}x budget"] = partial(within, match=match, width=width)
+    for match in BUDGETED:
+        rows[f"{match}+refit budget"] = partial(within, match=match, width="max")
     rows["union"] = union
     return rows
 
@@ -149,7 +151,7 @@ def merge(bench: Bench, match: str, fix: str, width: str | float = "max") -> Mad
     return Made(result.model, planning + clock.seconds, note)
 
 
-def within(bench: Bench, match: str, width: float) -> Made:
+def within(bench: Bench, match: str, width: str | float) -> Made:
     """As many parameters as at this width, divided among the spaces by what they lose."""
     even = hm.apply(bench.plan(match, width)[0], bench.models, bench.batches, refit=False)
     budget = {"parameters": even.report.merged_parameters}

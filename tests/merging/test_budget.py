@@ -17,7 +17,7 @@ from hetmerge import InputError
 from hetmerge.allocation import allocate
 from hetmerge.calibration import calibrate
 from hetmerge.curves import Curves
-from hetmerge.dial import match_within, problem_of
+from hetmerge.dial import AMPLE, match_within, problem_of
 from hetmerge.dials import Dial, dials_of
 from hetmerge.options import Options
 from hetmerge.planning import setting_of
@@ -137,20 +137,23 @@ def test_no_other_widths_are_predicted_better(match, kind, small, vectors) -> No
 
 
 @pytest.mark.parametrize("match", ["zip", "select"])
-def test_nothing_is_narrower_where_all_fit_and_nothing_wider_where_not(
-    match, small, vectors
-) -> None:
-    """The widths that training was given come first."""
+def test_nothing_is_narrower_where_the_budget_is_ample(match, small, vectors) -> None:
+    """The widths that training was given come first; below, one space may pay for another."""
     statistics = calibrate(small, vectors, progress=False)
     skeleton = statistics.setting.skeleton
     even = match_within(statistics, Options(match=match)).partitions
     sizes = {s.index: s.size for s in skeleton.graph.spaces}
     enough = parameter_cost(skeleton).at(sizes | {k: p.width for k, p in even.items()})
-    for limit in range(round(0.4 * enough), round(1.8 * enough), 4):
+    for limit in range(round(0.4 * enough), round(2.2 * enough), 4):
         options = Options(match=match, budget={"parameters": limit})
         found = match_within(statistics, options).partitions
         changes = [found[k].width - partition.width for k, partition in even.items()]
-        assert min(changes) >= 0 if limit >= enough else max(changes) <= 0
+        widths = sizes | {k: partition.width for k, partition in found.items()}
+        assert parameter_cost(skeleton).at(widths) <= limit
+        assert min(changes) >= 0 or limit < AMPLE * enough
+    found = match_within(statistics, Options(match=match, budget={"parameters": enough})).partitions
+    changes = [found[k].width - partition.width for k, partition in even.items()]
+    assert min(changes) < 0 < max(changes)
 
 
 def test_a_space_counts_once_per_layer_that_reads_it(small, vectors, monkeypatch) -> None:
@@ -227,7 +230,7 @@ def spent(kind: str, factor: float, match: str) -> tuple[Any, Any, int, int]:
 
 
 @pytest.mark.parametrize("match", ["zip", "pca"])
-@pytest.mark.parametrize("factor", [0.7, 1.2])
+@pytest.mark.parametrize("factor", [0.7, 1.4])
 def test_a_family_of_equal_units_stays_one(factor: float, match: str) -> None:
     """Configurations know one width for the stream, one for all MLPs, one number of heads."""
     even, found, size, limit = spent("llama", factor, match)
@@ -236,13 +239,14 @@ def test_a_family_of_equal_units_stays_one(factor: float, match: str) -> None:
     changes = [getattr(found, name) - getattr(even, name) for name in names]
     assert any(changes)
     assert found.head_dim == even.head_dim
-    if match == "zip":  # nothing is narrower where all fit, nothing wider where not
-        assert all(change * (factor - 1) >= 0 for change in changes)
+    if match == "zip" and factor > AMPLE:
+        assert min(changes) >= 0
 
 
-def test_widths_go_both_ways_where_heads_stay_whole() -> None:
+@pytest.mark.parametrize("match", ["pca", "select"])
+def test_widths_go_both_ways(match: str) -> None:
     """At the size of `max` a wider stream may be paid for by narrower MLPs, or the reverse."""
-    even, found, size, limit = spent("llama", 1.0, "pca")
+    even, found, size, limit = spent("llama", 1.0, match)
     assert 0.93 * limit < size <= limit
     changes = [found.hidden_size - even.hidden_size, found.intermediate_size]
     changes[1] -= even.intermediate_size
