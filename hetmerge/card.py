@@ -19,6 +19,8 @@ MATCHES = {
     "zip": "features that correlate are averaged, within a parent too (elastic zip)",
     "permute": "features are paired one to one and averaged",
     "select": "the features from which the others are best read off are kept",
+    "pca": "residual streams keep their principal directions, heads are kept whole, of everything "
+    "else the features from which the others are best read off",
     "identity": "features meet by position",
     "auto": "several ways are merged for a trial, the best trial is taken",
 }

@@ -75,8 +75,8 @@ class Budget:
         smallest = {k: dial.widths[0] for dial in dials for k in dial.spaces}
         if (least := cost.at({**known, **smallest})) > limit:
             raise InputError(
-                f"budget: got {limit:,} {name}; allowed: {least:,.0f} or more, the cost with every "
-                f"space as narrow as match={matcher.options.match!r} makes it"
+                f"budget: got {limit:,.0f} {name}; allowed: {least:,.0f} or more, the cost with "
+                f"every space as narrow as match={matcher.options.match!r} makes it"
             )
         return Budget(setting, dials, cost, known, limit)
 
@@ -94,7 +94,7 @@ class Budget:
         found = self._consent().allocate(problem)
         if found is None:
             raise InputError(
-                f"budget: got {self.limit:,} {self.cost.name}; no configuration of "
+                f"budget: got {self.limit:,.0f} {self.cost.name}; no configuration of "
                 f"{type(self.setting.skeleton.model).__name__} was found within it; allowed: a "
                 "larger one, or architecture"
             )
@@ -102,7 +102,7 @@ class Budget:
         widths = self._widths(chosen)
         cost = self.cost.at({**self.widest, **widths})
         note = (
-            f"budget: {cost:,.0f} of {self.limit:,} {self.cost.name}; predicted loss "
+            f"budget: {cost:,.0f} of {self.limit:,.0f} {self.cost.name}; predicted loss "
             f"{found.loss:.5f}, and no choice of widths within the budget has less than "
             f"{found.bound:.5f}"
         )
@@ -226,8 +226,8 @@ def widths_foreseen(statistics: Statistics, options: Options) -> tuple[dict[str,
     losses = {k: matcher.guess(spaces[k], d.widths) for d in budget.dials for k in d.compared}
     widths, _ = budget.spend(losses)
     note = (
-        f"budget: {budget.limit:,} {budget.cost.name}; calibration chooses the widths, those above "
-        "are a guess"
+        f"budget: {budget.limit:,.0f} {budget.cost.name}; calibration chooses the widths, those "
+        "above are a guess"
     )
     return {spaces[k].name: width for k, width in widths.items()}, note
 

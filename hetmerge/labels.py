@@ -154,7 +154,7 @@ def positional_partition(name: str, sizes: dict[int, int], target: int) -> Parti
     if target < max(sizes.values()):
         raise InputError(
             f"width: {target} for space {name!r} is below its widest parent "
-            f"({max(sizes.values())}); only match='zip' can shrink a parent"
+            f"({max(sizes.values())}); match='zip', 'select' and 'pca' can shrink a parent"
         )
     labels: dict[int, Tensor] = {}
     used = 0

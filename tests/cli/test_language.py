@@ -21,6 +21,27 @@ transformers = pytest.importorskip("transformers")
 Run = Callable[..., Finished]
 
 
+def test_a_budget_in_words(language: Path, run: Run) -> None:
+    """On disk, foreseen by the plan: a configuration within it, that transformers loads."""
+    budget = {"parameters": "30K"}
+    configure(language, merge_method="pca", parameters={"budget": budget, "refit": False})
+    plan = run("plan", "config.yaml")
+    assert plan.code == 0, plan.err
+    assert "note: budget: 30,000 parameters; calibration chooses the widths" in plan.out
+    done = run("merge", "config.yaml", "out")
+    assert done.code == 0, done.err
+    merged = transformers.AutoModelForCausalLM.from_pretrained(language / "out")
+    count = sum(p.numel() for p in merged.parameters())
+    assert 27_000 < count <= 30_000
+    assert f"budget: {count:,} of 30,000 parameters" in done.out
+    assert "`pca`: residual streams keep" in (language / "out" / "README.md").read_text()
+    configure(language, merge_method="pca", parameters={"budget": {"parameters": 9}})
+    refused = run("merge", "config.yaml", "small")
+    assert refused.code == 2
+    assert "budget: got 9 parameters; allowed: " in refused.err
+    assert not list(language.glob(".small*"))
+
+
 @pytest.mark.slow
 def test_two_llamas_become_a_directory_that_transformers_loads(language: Path, run: Run) -> None:
     """With rows of padding, held-out scores, shards, and everything beside the weights."""

@@ -14,7 +14,7 @@ from safetensors.torch import load_file, save_file
 from hetmerge.card import model_card
 from hetmerge.errors import CheckpointError
 from hetmerge.lazy import empty_of
-from hetmerge.options import Options
+from hetmerge.options import MATCHES, Options
 from hetmerge.pretrained import (
     class_of,
     config_of,
@@ -119,14 +119,14 @@ def test_damaged_directories(tmp_path: Path) -> None:
     assert not is_huggingface(tmp_path)
 
 
-def card(**changes: Any) -> str:
+def card(match: str = "auto", **changes: Any) -> str:
     report = SimpleNamespace(
         date="2026-01-02",
         parameters=[10, 20],
         merged_parameters=20,
         samples=5,
         weights=[0.5, 0.5],
-        options=Options().to_dict(),
+        options=Options(match=match).to_dict(),
         spaces=[
             SimpleNamespace(name=f"layers.{k}.mlp", sizes=[4, None], width=4) for k in range(3)
         ],
@@ -143,6 +143,11 @@ def card(**changes: Any) -> str:
         base=0,
     )
     return model_card(report, plan, "models: []\n")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("match", MATCHES)
+def test_a_card_says_how_features_meet(match: str) -> None:
+    assert f"- features: `{match}`: " in card(match)
 
 
 def test_a_card_names_hub_parents_in_its_header() -> None:
