@@ -58,3 +58,15 @@ def test_one_to_one_cannot_narrow(make, images) -> None:
     )
     with pytest.raises(hm.InputError, match="'permute' cannot shrink a parent"):
         hm.plan(models, images, width={name: 4}, progress=False, match="permute")
+
+
+def test_a_narrower_unit_of_one_parent_is_not_exact(make, images) -> None:
+    """All else side by side: what that unit loses is still refitted."""
+    models = [make(ResNet, [3, 1], 8), make(ResNet, [1, 1], 8, seed=1)]
+    whole = hm.plan(models, images, width="union", progress=False, match="select")
+    name = next(s.name for s in whole.spaces if s.free and s.labels[1] is None)
+    found = hm.merge(
+        models, images, width={"default": "union", name: 4}, progress=False, match="select"
+    )
+    assert found.report.fits
+    assert not hm.apply(whole, models, images, progress=False).report.fits
