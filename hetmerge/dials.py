@@ -12,7 +12,7 @@ from hetmerge.huggingface import is_pretrained
 from hetmerge.matching import Matcher
 from hetmerge.nested import nested
 from hetmerge.scope import Scope
-from hetmerge.streams import unit_sizes, whole_axes
+from hetmerge.streams import unit_sizes
 from hetmerge.tracing.spaces import Space
 from hetmerge.uniform import alike, is_uniform
 
@@ -74,8 +74,7 @@ def _adjustable(matcher: Matcher, space: Space) -> bool:
     if not sizes or not matcher.movable(space, sizes):
         return False
     if nested(setting.skeleton.graph.spaces, space.index):
-        known = space.index in whole_axes(setting)
-        return known and len(unit_sizes(setting, space.index)) == 1
+        return len(sizes) > 1 and len(unit_sizes(setting, space.index)) == 1
     return any(map(len, matcher.places(space)))
 
 

@@ -329,13 +329,13 @@ def _moments_bytes(sizes: Sequence[int], within: bool) -> int:
 def _matching_bytes(sizes: Sequence[int], moments: int, options: Options) -> int:
     """Similarities of all pairs in float64, beside the moments and then beside the matcher's."""
     square = 8 * sum(sizes) ** 2
-    selects = options.match in ("select", "pca") or options.budget is not None
-    if options.match == "identity" and not selects:
-        return moments
-    if options.match == "permute" and not selects:  # the cost matrix, and the solver's copy of it
-        return square + 8 * max(sizes) * (sum(sizes) + 2 * min(sizes))
-    if selects:  # the covariance beside two triangles
+    if options.budget is not None or options.match in ("select", "pca"):
+        # The covariance beside two triangles.
         return max(moments + square, square + 8 * sum(sizes) * (sum(sizes) + STRIP))
+    if options.match == "identity":
+        return moments
+    if options.match == "permute":  # the cost matrix, and the solver's copy of it
+        return square + 8 * max(sizes) * (sum(sizes) + 2 * min(sizes))
     return max(moments + square, square + square // 2)
 
 

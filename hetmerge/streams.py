@@ -38,11 +38,11 @@ def whole_axes(setting: Setting) -> dict[int, str]:
 
 
 def unit_sizes(setting: Setting, outer: int) -> set[int]:
-    """Features in a unit of an outer space, in the parents that have it."""
-    found = set()
-    for m, node in members_at(setting, whole_axes(setting)[outer]).items():
-        axis = size(setting.parents[m].graph.values[node][-1])
-        found.add(axis // setting.width(m, outer))
+    """Features in a unit of an outer space, in the parents that have it; empty of other spaces."""
+    found, axis = set(), whole_axis(setting, outer)
+    for m, node in members_at(setting, axis).items() if axis else ():
+        features = size(setting.parents[m].graph.values[node][-1])
+        found.add(features // setting.width(m, outer))
     return found
 
 
